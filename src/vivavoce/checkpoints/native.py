@@ -1,0 +1,96 @@
+"""Our own form of a model on disk: ``model.safetensors`` and ``config.json`` (system, configuration, side settings).
+
+Weights may be float or int8 rows with scales (``X.weight`` int8 beside ``X.weight_scale``), which load as integer layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vivavoce.config import from_dict, to_dict
+from vivavoce.errors import CheckpointError
+from vivavoce.nn.quantized import install_int8
+
+M = TypeVar("M", bound=nn.Module)
+MAX_CONFIG_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class NativeFolder:
+    """A model folder: which system, its plain configuration, extra settings, and the weights' path."""
+
+    path: Path
+    system: str
+    config: dict[str, Any]
+    settings: dict[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, memory-mapped."""
+        file = self.path / "model.safetensors"
+        try:
+            with safe_open(file, framework="pt") as handle:
+                return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} is not a readable safetensors file: pull the model again") from error
+
+
+def save_native(
+    folder: Path, system: str, config: Any, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model folder; tensors that share memory are stored once under each name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seen: set[int] = set()
+    plain = {}
+    for key, tensor in tensors.items():
+        shared = tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        plain[key] = tensor.clone() if shared else tensor.contiguous()
+    save_file(plain, folder / "model.safetensors")
+    about = {"system": system, "config": to_dict(config), "settings": dict(settings or {})}
+    (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def open_native(folder: Path) -> NativeFolder:
+    """Read the description of a model folder."""
+    file = folder / "config.json"
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{file} is too large for a configuration; pull the model again")
+        about = json.loads(file.read_text(encoding="utf-8"))
+        return NativeFolder(folder, about["system"], about["config"], about.get("settings", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is not a model description of this program; pull the model again") from error
+
+
+def build(module: Callable[[Any], M], config: Any, tensors: Mapping[str, Tensor]) -> M:
+    """Make a module and fill it: float tensors become float32 parameters, int8 rows become integer layers."""
+    with torch.device("meta"):
+        model = module(config)
+    rest = install_int8(model, tensors)
+    floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in rest.items()}
+    try:
+        model.load_state_dict(floats, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights do not fit their configuration: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def load_native(folder: Path, system: str, module: Callable[[Any], M], config_class: type) -> tuple[M, NativeFolder]:
+    """Load a model folder of the named system."""
+    about = open_native(folder)
+    if about.system != system:
+        raise CheckpointError(
+            f"{folder} holds a {about.system} model, not {system}; give the folder of a {system} model"
+        )
+    return build(module, from_dict(config_class, about.config), about.tensors()), about

@@ -1,0 +1,277 @@
+"""The HiFi-GAN generator: mel (or latent) frames to wave, whole or piece by piece with the same samples.
+
+Kong, Kim, Bae 2020, "HiFi-GAN" (arXiv 2010.05646), section 2 and appendix A: convolution, then per stage leaky ReLU,
+transposed convolution and the mean of parallel residual blocks with different kernels and dilations, then leaky ReLU,
+convolution and tanh. (B, C, T) -> (B, S) with S = T * product of the rates. Weight norm is a matter of training and of the
+tables that read checkpoints: weights here are plain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vivavoce.errors import ConfigError
+from vivavoce.nn.streaming import ENDLESS, Conv1d, ConvTranspose1d, Delay, Edges, behind, join, last, whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiFiGANConfig:
+    """Sizes of a generator; ``speaker_dim`` > 0 adds a speaker vector (B, G) to the first layer."""
+
+    in_channels: int = 80
+    channels: int = 512
+    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
+    upsample_kernels: tuple[int, ...] = (16, 16, 4, 4)
+    block_type: Literal[1, 2] = 1
+    block_kernels: tuple[int, ...] = (3, 7, 11)
+    block_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    speaker_dim: int = 0
+    post_bias: bool = True
+
+    def __post_init__(self):
+        if len(self.upsample_rates) != len(self.upsample_kernels):
+            raise ConfigError("HiFiGANConfig needs as many upsample_kernels as upsample_rates")
+        if len(self.block_kernels) != len(self.block_dilations):
+            raise ConfigError("HiFiGANConfig needs as many block_dilations as block_kernels")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return math.prod(self.upsample_rates)
+
+    @classmethod
+    def v1(cls) -> HiFiGANConfig:
+        """13.9 M parameters, the best sounding of the paper's three."""
+        return cls()
+
+    @classmethod
+    def v2(cls) -> HiFiGANConfig:
+        """0.93 M parameters: V1 at a quarter of the width."""
+        return cls(channels=128)
+
+    @classmethod
+    def v3(cls) -> HiFiGANConfig:
+        """1.46 M parameters, the fastest on CPUs: three stages, blocks of type 2."""
+        return cls(
+            channels=256,
+            upsample_rates=(8, 8, 4),
+            upsample_kernels=(16, 16, 8),
+            block_type=2,
+            block_kernels=(3, 5, 7),
+            block_dilations=((1, 2), (2, 6), (3, 12)),
+        )
+
+
+class ResidualUnit(nn.Module):
+    """x + convolutions of leaky ReLUs of x: two convolutions in blocks of type 1, one in type 2. (B, C, T) -> (B, C, T)."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]):
+        super().__init__()
+        self.convs = nn.ModuleList(Conv1d(channels, channels, kernel_size, dilation=d) for d in dilations)
+        first = self.convs[0]
+        self.channels = channels
+        self.delay = sum(conv.delay for conv in self.convs)
+        self.kept = max(first.kept, self.delay + first.left)  # enough for the first window and for the residual
+
+    def forward(self, x: Tensor, edges: Edges | None = None) -> Tensor:
+        y = x
+        for conv in self.convs:
+            y = conv(F.leaky_relu(y, 0.1), edges)
+        return y.add_(x)
+
+    def init_state(self, batch: int) -> tuple[Tensor, ...]:
+        kept = self.convs[0].weight.new_zeros(batch, self.kept, self.channels).transpose(1, 2)
+        return (kept, *(conv.init_state(batch) for conv in self.convs[1:]))
+
+    def step(
+        self, x: Tensor, state: tuple[Tensor, ...], edges: Edges | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        # The raw frames are kept once: their leaky ReLU feeds the first window, they themselves the residual.
+        frames, first = x.shape[-1], self.convs[0]
+        full = join(state[0], x if edges is None else edges.clear(x))
+        y = first.valid(F.leaky_relu(last(full, frames + first.kept), 0.1))
+        edges = behind(edges, first.delay)
+        states = [last(full, self.kept)]
+        for conv, kept in zip(self.convs[1:], state[1:], strict=True):
+            y, kept = conv.step(F.leaky_relu(y, 0.1), kept, edges)
+            edges = behind(edges, conv.delay)
+            states.append(kept)
+        start = self.kept - self.delay
+        return y.add_(full[..., start : start + frames]), tuple(states)
+
+
+class ResidualBlock(nn.Module):
+    """A row of units with one kernel size and growing dilations (appendix A, table 5)."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], block_type: Literal[1, 2]):
+        super().__init__()
+        second = (1,) if block_type == 1 else ()
+        self.units = nn.ModuleList(ResidualUnit(channels, kernel_size, (d, *second)) for d in dilations)
+        self.delay = sum(unit.delay for unit in self.units)
+
+    def forward(self, x: Tensor, edges: Edges | None = None) -> Tensor:
+        for unit in self.units:
+            x = unit(x, edges)
+        return x
+
+    def init_state(self, batch: int) -> tuple:
+        return tuple(unit.init_state(batch) for unit in self.units)
+
+    def step(self, x: Tensor, state: tuple, edges: Edges | None = None) -> tuple[Tensor, tuple]:
+        states = []
+        for unit, kept in zip(self.units, state, strict=True):
+            x, kept = unit.step(x, kept, edges)
+            edges = behind(edges, unit.delay)
+            states.append(kept)
+        return x, tuple(states)
+
+
+class MeanOfBlocks(nn.Module):
+    """The mean of parallel blocks; streaming holds the quicker ones back until the slowest has its frames."""
+
+    def __init__(self, blocks: list[ResidualBlock], channels: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.delay = max(block.delay for block in blocks)
+        self.waits = [Delay(channels, self.delay - block.delay) for block in blocks]
+        self.channels = channels
+
+    def forward(self, x: Tensor, edges: Edges | None = None) -> Tensor:
+        return self._mean([block(x, edges) for block in self.blocks])
+
+    def init_state(self, batch: int) -> tuple:
+        like = next(self.parameters()).new_empty(batch)
+        return tuple(
+            (block.init_state(batch), wait.init_state(like))
+            for block, wait in zip(self.blocks, self.waits, strict=True)
+        )
+
+    def step(self, x: Tensor, state: tuple, edges: Edges | None = None) -> tuple[Tensor, tuple]:
+        outputs, states = [], []
+        for block, wait, (kept, held) in zip(self.blocks, self.waits, state, strict=True):
+            y, kept = block.step(x, kept, edges)
+            y, held = wait.step(y, held)
+            outputs.append(y)
+            states.append((kept, held))
+        return self._mean(outputs), tuple(states)
+
+    def _mean(self, outputs: list[Tensor]) -> Tensor:
+        total = outputs[0] + outputs[1] if len(outputs) > 1 else outputs[0]
+        for y in outputs[2:]:
+            total = total.add_(y)
+        return total / len(outputs) if torch.is_grad_enabled() else total.mul_(1 / len(outputs))
+
+
+@dataclass(frozen=True)
+class HiFiGANState:
+    """``position`` (B,): index of the next frame; ``length`` (B,): frames in the stream; then what each layer keeps."""
+
+    position: Tensor
+    length: Tensor
+    pre: Tensor
+    stages: tuple
+    post: Tensor
+
+
+class HiFiGAN(nn.Module):
+    """Frames (B, C, T) [, speaker (B, G)] -> wave (B, S) in [-1, 1], S = T * hop_length.
+
+    Streaming: ``step`` takes any number of frames and gives hop_length times as many samples, ``delay`` samples late.
+    """
+
+    def __init__(self, config: HiFiGANConfig):
+        super().__init__()
+        self.config = config
+        self.hop_length = config.hop_length
+        self.pre = Conv1d(config.in_channels, config.channels, 7)
+        self.speaker = nn.Linear(config.speaker_dim, config.channels) if config.speaker_dim else None
+        self.upsamples, self.stages = nn.ModuleList(), nn.ModuleList()
+        channels = config.channels
+        for rate, kernel in zip(config.upsample_rates, config.upsample_kernels, strict=True):
+            self.upsamples.append(ConvTranspose1d(channels, channels // 2, kernel, rate))
+            channels //= 2
+            shapes = zip(config.block_kernels, config.block_dilations, strict=True)
+            self.stages.append(
+                MeanOfBlocks([ResidualBlock(channels, k, d, config.block_type) for k, d in shapes], channels)
+            )
+        self.post = Conv1d(channels, 1, 7, bias=config.post_bias)
+        self.delay = self._delay()
+        self.lookahead = -(-self.delay // self.hop_length)  # frames
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
+        """The whole wave; ``lengths`` (B,) in frames makes a padded batch equal to its rows alone."""
+        edges = whole(lengths)
+        x = self._colour(self.pre(x, edges), speaker)
+        for rate, upsample, stage in zip(self.config.upsample_rates, self.upsamples, self.stages, strict=True):
+            x = upsample(F.leaky_relu(x, 0.1), edges)
+            edges = None if edges is None else edges.upsampled(rate)
+            x = stage(x, edges)
+        return self._wave(self.post(F.leaky_relu(x, 0.01), edges))
+
+    def init_state(self, batch: int, late: int = 0) -> HiFiGANState:
+        """A fresh stream whose first ``late`` frames are junk of the layers before it."""
+        position = torch.full((batch,), -late, dtype=torch.int64, device=self.pre.weight.device)
+        return HiFiGANState(
+            position=position,
+            length=torch.full_like(position, ENDLESS),
+            pre=self.pre.init_state(batch),
+            stages=tuple(
+                (upsample.init_state(batch), stage.init_state(batch))
+                for upsample, stage in zip(self.upsamples, self.stages, strict=True)
+            ),
+            post=self.post.init_state(batch),
+        )
+
+    def step(
+        self, x: Tensor, state: HiFiGANState, speaker: Tensor | None = None, *, inside: bool | None = None
+    ) -> tuple[Tensor, HiFiGANState]:
+        """The next (B, C, T) frames -> (B, T * hop_length) samples, ``delay`` samples late.
+
+        ``inside`` says that all rows are past their first ``lookahead`` frames and not past their end, which saves the
+        clearing of edges; None looks at the positions, which waits for the device.
+        """
+        edges: Edges | None = Edges(state.position, state.length)
+        if self._inside(state, x.shape[-1]) if inside is None else inside:
+            edges = None
+        y, pre = self.pre.step(x, state.pre, edges)
+        y, edges = self._colour(y, speaker), behind(edges, self.pre.delay)
+        stages = []
+        for upsample, stage, kept in zip(self.upsamples, self.stages, state.stages, strict=True):
+            y, up = upsample.step(F.leaky_relu(y, 0.1), kept[0], edges)
+            edges = None if edges is None else edges.upsampled(upsample.rate).delayed(upsample.delay)
+            y, blocks = stage.step(y, kept[1], edges)
+            edges = behind(edges, stage.delay)
+            stages.append((up, blocks))
+        y, post = self.post.step(F.leaky_relu(y, 0.01), state.post, edges)
+        position = state.position + x.shape[-1]
+        return self._wave(y), replace(state, position=position, pre=pre, stages=tuple(stages), post=post)
+
+    def flush(self, state: HiFiGANState, speaker: Tensor | None = None) -> Tensor:
+        """What is still due after the last frame: (B, lookahead * hop_length), of which ``delay`` samples are real."""
+        x = self.pre.weight.new_zeros(state.position.shape[0], self.config.in_channels, self.lookahead)
+        ended = replace(state, length=torch.minimum(state.length, state.position))
+        return self.step(x, ended, speaker, inside=False)[0]
+
+    def _inside(self, state: HiFiGANState, frames: int) -> bool:
+        past_start = state.position >= self.lookahead
+        return bool((past_start & (state.position + frames <= state.length)).all())
+
+    def _colour(self, x: Tensor, speaker: Tensor | None) -> Tensor:
+        if self.speaker is None or speaker is None:
+            return x
+        return x + self.speaker(speaker)[..., None]
+
+    def _wave(self, x: Tensor) -> Tensor:
+        return torch.tanh(x).squeeze(1)
+
+    def _delay(self) -> int:
+        delay = self.pre.delay
+        for upsample, stage in zip(self.upsamples, self.stages, strict=True):
+            delay = delay * upsample.rate + upsample.delay + stage.delay
+        return delay + self.post.delay

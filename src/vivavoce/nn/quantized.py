@@ -1,0 +1,107 @@
+"""Linear layers that compute on 8-bit integer weights: about a quarter of the bytes of float32 per step.
+
+Weights are symmetric int8 with one scale per output row; activations are quantised on the fly to 8 bits. One row is
+quantised with its own range by the kernel; several rows are first brought to a common range, each by its own largest
+value, so that one loud row cannot coarsen the others and rows of a batch do not touch each other.
+
+    x (..., K) -> / row maximum -> uint8 x int8 -> int32 -> float32 x row maximum x weight scale + bias -> (..., N)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+LEVELS = 127.0  # symmetric: -127 .. 127, so that negation is exact
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a float matrix (N, K) into int8 (N, K) and one float32 scale per row (N,): weight ~ int8 * scale."""
+    weight = weight.float()
+    scale = weight.abs().amax(dim=1).clamp_min(1e-12) / LEVELS
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def _pack(weight: Tensor, scale: Tensor):
+    """Hand int8 rows and their scales to the kernel library, which keeps its own rearranged copy."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tensor class is deprecated, the kernels are not
+        rows = torch._make_per_channel_quantized_tensor(
+            weight.contiguous(), scale.double(), torch.zeros(scale.shape[0], dtype=torch.long), 0
+        )
+        return torch.ops.quantized.linear_prepack(rows, None)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer over packed int8 weights (N, K) with per-row scales; inference on a CPU only.
+
+    The packed weight is the kernel library's own object, so it is not in ``state_dict``: keep the int8 rows and scales of
+    :func:`quantize_rows` in the file and build the layer from them.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._packed = _pack(weight, scale)
+        self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Int8Linear:
+        """Quantise a float layer."""
+        return cls(*quantize_rows(linear.weight.detach()), linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) float32 -> (..., N) float32."""
+        if x.numel() == x.shape[-1]:
+            y = torch.ops.quantized.linear_dynamic(x, self._packed, False)
+        else:
+            peak = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_min_(1e-12)
+            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / peak, 1 / LEVELS, 128, self._packed)
+            y.mul_(peak)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def quantize_linears(module: nn.Module, chosen: Callable[[str, nn.Linear], bool] | None = None) -> nn.Module:
+    """Replace every (chosen) ``nn.Linear`` below ``module`` by an :class:`Int8Linear`, in place; returns the module."""
+    for name, child in list(module.named_modules()):
+        if isinstance(child, nn.Linear) and (chosen is None or chosen(name, child)):
+            parent = module.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], Int8Linear.from_linear(child))
+    return module
+
+
+class Int8Embedding(nn.Module):
+    """Rows of int8 with one scale each: ids (...) -> float32 (..., D). The table may stay memory-mapped."""
+
+    def __init__(self, weight: Tensor, scale: Tensor):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("scale", scale.float(), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids].float() * self.scale[ids][..., None]
+
+
+def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replace every layer whose weight is stored as int8 (``X.weight`` beside ``X.weight_scale``) by its integer form.
+
+    Returns the tensors that are left for ``load_state_dict``.
+    """
+    rest = dict(tensors)
+    for key in [key for key in tensors if key.endswith(".weight_scale")]:
+        name = key.removesuffix(".weight_scale")
+        try:
+            old = module.get_submodule(name)
+        except AttributeError:
+            continue  # stays in the rest, where it is reported as a surplus key
+        weight, scale, bias = rest.pop(f"{name}.weight"), rest.pop(key), rest.pop(f"{name}.bias", None)
+        new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias)
+        setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
+    return rest

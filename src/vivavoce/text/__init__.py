@@ -1,0 +1,1 @@
+"""Text: scoring normalisers, what a voice reads aloud, cutting into sentences and clauses, phonemes, tokenizers."""
