@@ -77,9 +77,12 @@ def test_pull_joins_checks_and_installs(shop: Path, tmp_path: Path) -> None:
     assert steps[-1] == ("toy", GOOD.bytes, GOOD.bytes) and all(0 <= done <= total for _, done, total in steps)
     assert leftovers(tmp_path) == ["config.json", "manifest.json", "model.bin"]
     assert store.locate("toy") == folder and list(store.installed()) == ["toy"]
+    assert store.installed_file("toy", "config.json") == folder / "config.json"
+    with pytest.raises(MissingWeightsError, match="without tokenizer"):
+        store.installed_file("toy", "tokenizer.json")
     assert store.verify("toy")["licence"] == "MIT"
     (folder / "model.bin").write_bytes(b"changed")
-    with pytest.raises(CheckpointError, match="model.bin of toy changed"):
+    with pytest.raises(CheckpointError, match=r"model\.bin of toy changed"):
         store.verify("toy")
     assert store.remove("toy") > 0 and not store.installed()
 

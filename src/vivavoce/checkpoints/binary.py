@@ -17,7 +17,9 @@ MAX_NAME = 65_535
 
 def damaged(path: Path, what: str) -> CheckpointError:
     """The error for a file that does not hold what its format promises."""
-    return CheckpointError(f"{path.name} is damaged or not a weight file ({what}); fetch it again")
+    # Names in a damaged file may hold anything: one short printable line is shown.
+    plain = "".join(character if character.isprintable() else "?" for character in what[:160])
+    return CheckpointError(f"{path.name} is damaged or not a weight file ({plain}); fetch it again")
 
 
 def map_file(path: Path) -> memoryview:

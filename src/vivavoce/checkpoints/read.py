@@ -115,9 +115,7 @@ def _open_file(file: Path) -> Checkpoint:
     if head[:1] == b"\x08":
         onnx = open_onnx(file)
         return Checkpoint("onnx", file, onnx, dict(onnx.metadata))
-    raise CheckpointError(
-        f"{file.name} is no weight file that is known; give safetensors, PyTorch, GGUF, ONNX or model.bin"
-    )
+    raise CheckpointError(f"{file.name} is no known weight file; give safetensors, PyTorch, GGUF, ONNX or model.bin")
 
 
 # ---------------------------------------------------------------------------------------------------- safetensors

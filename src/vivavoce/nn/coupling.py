@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vivavoce.nn.streaming import Conv1d, Delay, Edges, behind
+from vivavoce.nn.streaming import Conv1d, Delay, Edges, behind, silence
 from vivavoce.nn.wavenet import WaveNet
 
 
@@ -25,7 +25,7 @@ class Coupling(nn.Module):
         self.wavenet = WaveNet(dim, kernel_size, dilation_rate, n_layers, speaker_dim)
         self.post = Conv1d(dim, self.half, 1)
         nn.init.zeros_(self.post.weight)
-        self.wait = Delay(channels, self.wavenet.delay)
+        self.wait = Delay(self.wavenet.delay)
         self.delay = self.wavenet.delay
 
     def mean(self, x: Tensor, edges: Edges | None = None, speaker: Tensor | None = None) -> Tensor:
@@ -41,7 +41,7 @@ class Coupling(nn.Module):
         return torch.cat([first, second - self.mean(first, edges, speaker)], dim=1)
 
     def init_state(self, batch: int) -> tuple:
-        return self.wavenet.init_state(batch), self.wait.init_state(self.pre.weight.new_empty(batch))
+        return self.wavenet.init_state(batch), silence(self, batch, 2 * self.half, self.delay)
 
     def step(
         self, x: Tensor, state: tuple, edges: Edges | None = None, speaker: Tensor | None = None

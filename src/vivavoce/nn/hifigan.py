@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vivavoce.errors import ConfigError
-from vivavoce.nn.streaming import ENDLESS, Conv1d, ConvTranspose1d, Delay, Edges, behind, join, last, whole
+from vivavoce.nn.streaming import ENDLESS, Conv1d, ConvTranspose1d, Delay, Edges, behind, join, last, silence, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,31 +79,38 @@ class ResidualUnit(nn.Module):
         self.delay = sum(conv.delay for conv in self.convs)
         self.kept = max(first.kept, self.delay + first.left)  # enough for the first window and for the residual
 
-    def forward(self, x: Tensor, edges: Edges | None = None) -> Tensor:
-        y = x
-        for conv in self.convs:
-            y = conv(F.leaky_relu(y, 0.1), edges)
-        return y.add_(x)
+    def forward(self, x: Tensor, edges: Edges | None = None, active: Tensor | None = None) -> Tensor:
+        """``active`` is the leaky ReLU of x where the caller has it already."""
+        y = F.leaky_relu(x, 0.1) if active is None else active
+        for conv in self.convs[:-1]:
+            y = F.leaky_relu(conv(y, edges), 0.1)
+        return self.convs[-1](y, edges).add_(x)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
-        kept = self.convs[0].weight.new_zeros(batch, self.kept, self.channels).transpose(1, 2)
-        return (kept, *(conv.init_state(batch) for conv in self.convs[1:]))
+        return (silence(self, batch, self.channels, self.kept), *self.rest(batch))
+
+    def rest(self, batch: int) -> tuple[Tensor, ...]:
+        """The state without the raw input frames."""
+        return tuple(conv.init_state(batch) for conv in self.convs[1:])
 
     def step(
         self, x: Tensor, state: tuple[Tensor, ...], edges: Edges | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        # The raw frames are kept once: their leaky ReLU feeds the first window, they themselves the residual.
-        frames, first = x.shape[-1], self.convs[0]
         full = join(state[0], x if edges is None else edges.clear(x))
-        y = first.valid(F.leaky_relu(last(full, frames + first.kept), 0.1))
-        edges = behind(edges, first.delay)
-        states = [last(full, self.kept)]
-        for conv, kept in zip(self.convs[1:], state[1:], strict=True):
+        y, rest = self.proceed(full, F.leaky_relu(full, 0.1), x.shape[-1], state[1:], edges)
+        return y, (last(full, self.kept), *rest)
+
+    def proceed(
+        self, full: Tensor, active: Tensor, frames: int, state: tuple[Tensor, ...], edges: Edges | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """A step on raw input that has at least ``kept`` older frames before its ``frames`` new ones."""
+        first, states = self.convs[0], []
+        y, edges = first.valid(last(active, frames + first.kept)), behind(edges, first.delay)
+        for conv, kept in zip(self.convs[1:], state, strict=True):
             y, kept = conv.step(F.leaky_relu(y, 0.1), kept, edges)
             edges = behind(edges, conv.delay)
             states.append(kept)
-        start = self.kept - self.delay
-        return y.add_(full[..., start : start + frames]), tuple(states)
+        return y.add_(last(full, frames + self.delay)[..., :frames]), tuple(states)
 
 
 class ResidualBlock(nn.Module):
@@ -114,18 +121,24 @@ class ResidualBlock(nn.Module):
         second = (1,) if block_type == 1 else ()
         self.units = nn.ModuleList(ResidualUnit(channels, kernel_size, (d, *second)) for d in dilations)
         self.delay = sum(unit.delay for unit in self.units)
+        self.kept = self.units[0].kept
 
-    def forward(self, x: Tensor, edges: Edges | None = None) -> Tensor:
+    def forward(self, x: Tensor, edges: Edges | None = None, active: Tensor | None = None) -> Tensor:
         for unit in self.units:
-            x = unit(x, edges)
+            x, active = unit(x, edges, active), None
         return x
 
     def init_state(self, batch: int) -> tuple:
-        return tuple(unit.init_state(batch) for unit in self.units)
+        """Without the raw input frames: :class:`MeanOfBlocks` keeps them for all its blocks."""
+        return (self.units[0].rest(batch), *(unit.init_state(batch) for unit in self.units[1:]))
 
-    def step(self, x: Tensor, state: tuple, edges: Edges | None = None) -> tuple[Tensor, tuple]:
-        states = []
-        for unit, kept in zip(self.units, state, strict=True):
+    def proceed(
+        self, full: Tensor, active: Tensor, frames: int, state: tuple, edges: Edges | None
+    ) -> tuple[Tensor, tuple]:
+        """A step on raw input that has at least ``kept`` older frames before its ``frames`` new ones."""
+        x, kept = self.units[0].proceed(full, active, frames, state[0], edges)
+        states, edges = [kept], behind(edges, self.units[0].delay)
+        for unit, kept in zip(self.units[1:], state[1:], strict=True):
             x, kept = unit.step(x, kept, edges)
             edges = behind(edges, unit.delay)
             states.append(kept)
@@ -138,34 +151,38 @@ class MeanOfBlocks(nn.Module):
     def __init__(self, blocks: list[ResidualBlock], channels: int):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.delay = max(block.delay for block in blocks)
-        self.waits = [Delay(channels, self.delay - block.delay) for block in blocks]
         self.channels = channels
+        self.delay = max(block.delay for block in blocks)
+        self.kept = max(block.kept for block in blocks)
+        self.waits = [Delay(self.delay - block.delay) for block in blocks]
 
     def forward(self, x: Tensor, edges: Edges | None = None) -> Tensor:
-        return self._mean([block(x, edges) for block in self.blocks])
+        x = x if edges is None else edges.clear(x)
+        active = F.leaky_relu(x, 0.1)
+        return self._mean([block(x, edges, active) for block in self.blocks])
 
     def init_state(self, batch: int) -> tuple:
-        like = next(self.parameters()).new_empty(batch)
-        return tuple(
-            (block.init_state(batch), wait.init_state(like))
-            for block, wait in zip(self.blocks, self.waits, strict=True)
-        )
+        raw = silence(self, batch, self.channels, self.kept)
+        held = tuple(silence(self, batch, self.channels, wait.delay) for wait in self.waits)
+        return raw, tuple(block.init_state(batch) for block in self.blocks), held
 
     def step(self, x: Tensor, state: tuple, edges: Edges | None = None) -> tuple[Tensor, tuple]:
-        outputs, states = [], []
-        for block, wait, (kept, held) in zip(self.blocks, self.waits, state, strict=True):
-            y, kept = block.step(x, kept, edges)
+        full = join(state[0], x if edges is None else edges.clear(x))
+        active = F.leaky_relu(full, 0.1)  # once for all blocks
+        outputs, states, helds = [], [], []
+        for block, wait, kept, held in zip(self.blocks, self.waits, *state[1:], strict=True):
+            y, kept = block.proceed(full, active, x.shape[-1], kept, edges)
             y, held = wait.step(y, held)
             outputs.append(y)
-            states.append((kept, held))
-        return self._mean(outputs), tuple(states)
+            states.append(kept)
+            helds.append(held)
+        return self._mean(outputs), (last(full, self.kept), tuple(states), tuple(helds))
 
     def _mean(self, outputs: list[Tensor]) -> Tensor:
         total = outputs[0] + outputs[1] if len(outputs) > 1 else outputs[0]
         for y in outputs[2:]:
             total = total.add_(y)
-        return total / len(outputs) if torch.is_grad_enabled() else total.mul_(1 / len(outputs))
+        return total.mul_(1 / len(outputs))
 
 
 @dataclass(frozen=True)
@@ -209,10 +226,10 @@ class HiFiGAN(nn.Module):
         edges = whole(lengths)
         x = self._colour(self.pre(x, edges), speaker)
         for rate, upsample, stage in zip(self.config.upsample_rates, self.upsamples, self.stages, strict=True):
-            x = upsample(F.leaky_relu(x, 0.1), edges)
+            x = upsample(F.leaky_relu_(x, 0.1), edges)
             edges = None if edges is None else edges.upsampled(rate)
             x = stage(x, edges)
-        return self._wave(self.post(F.leaky_relu(x, 0.01), edges))
+        return self._wave(self.post(F.leaky_relu_(x, 0.01), edges))
 
     def init_state(self, batch: int, late: int = 0) -> HiFiGANState:
         """A fresh stream whose first ``late`` frames are junk of the layers before it."""
@@ -243,12 +260,12 @@ class HiFiGAN(nn.Module):
         y, edges = self._colour(y, speaker), behind(edges, self.pre.delay)
         stages = []
         for upsample, stage, kept in zip(self.upsamples, self.stages, state.stages, strict=True):
-            y, up = upsample.step(F.leaky_relu(y, 0.1), kept[0], edges)
+            y, up = upsample.step(F.leaky_relu_(y, 0.1), kept[0], edges)
             edges = None if edges is None else edges.upsampled(upsample.rate).delayed(upsample.delay)
             y, blocks = stage.step(y, kept[1], edges)
             edges = behind(edges, stage.delay)
             stages.append((up, blocks))
-        y, post = self.post.step(F.leaky_relu(y, 0.01), state.post, edges)
+        y, post = self.post.step(F.leaky_relu_(y, 0.01), state.post, edges)
         position = state.position + x.shape[-1]
         return self._wave(y), replace(state, position=position, pre=pre, stages=tuple(stages), post=post)
 
@@ -268,7 +285,7 @@ class HiFiGAN(nn.Module):
         return x + self.speaker(speaker)[..., None]
 
     def _wave(self, x: Tensor) -> Tensor:
-        return torch.tanh(x).squeeze(1)
+        return torch.tanh_(x).squeeze(1)
 
     def _delay(self) -> int:
         delay = self.pre.delay

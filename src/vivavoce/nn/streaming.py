@@ -75,6 +75,11 @@ def last(x: Tensor, frames: int) -> Tensor:
     return x[..., x.shape[-1] - frames :]
 
 
+def silence(module: nn.Module, batch: int, channels: int, frames: int) -> Tensor:
+    """Zeros (B, C, frames) where the weights of ``module`` live: the state before a stream."""
+    return next(module.parameters()).new_zeros(batch, frames, channels).transpose(1, 2)
+
+
 # ---------------------------------------------------------------------------------------------------------- kernels
 Kernel = Callable[[Tensor, Tensor, Tensor | None, int, int, int, int], Tensor]
 
@@ -125,6 +130,8 @@ def convolve(
     groups: int = 1,
 ) -> Tensor:
     """``torch.nn.functional.conv1d`` through the kernel that is fastest here."""
+    if weight.shape[-1] == 1 and stride == groups == 1:
+        return F.linear(x.transpose(1, 2), weight[..., 0], bias).transpose(1, 2)
     if groups > 1:
         return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
     return convolution_kernel(x.device.type, x.dtype)(x, weight, bias, stride, padding, dilation, groups)
@@ -186,7 +193,7 @@ class Conv1d(nn.Module):
 
     def init_state(self, batch: int) -> Tensor:
         """The silence before the stream: (B, C, frames kept)."""
-        return self.weight.new_zeros(batch, self.kept, self.channels).transpose(1, 2)
+        return silence(self, batch, self.channels, self.kept)
 
     def step(self, x: Tensor, state: Tensor, edges: Edges | None = None) -> tuple[Tensor, Tensor]:
         if edges is not None:
@@ -227,6 +234,7 @@ class ConvTranspose1d(nn.Module):
         self.weight = _parameter(channels, out_channels, kernel_size)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        self._ready: tuple[tuple, Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor, edges: Edges | None = None) -> Tensor:
         x = x if edges is None else edges.clear(x)
@@ -234,34 +242,41 @@ class ConvTranspose1d(nn.Module):
 
     def init_state(self, batch: int) -> Tensor:
         """The silence before the stream: (B, C, taps - 1)."""
-        return self.weight.new_zeros(batch, self.taps - 1, self.channels).transpose(1, 2)
+        return silence(self, batch, self.channels, self.taps - 1)
 
     def step(self, x: Tensor, state: Tensor, edges: Edges | None = None) -> tuple[Tensor, Tensor]:
         full = join(state, x if edges is None else edges.clear(x))
         return self._rows(full, padding=0), last(full, self.taps - 1)
 
     def _rows(self, x: Tensor, padding: int) -> Tensor:
-        bias = None if self.bias is None else self.bias.repeat(self.rate)
-        rows = convolve(x, self._packed(), bias, padding=padding)  # (B, rate * O, T + taps - 1)
+        weight, bias = self._kernel()
+        rows = convolve(x, weight, bias, padding=padding)  # (B, rate * O, T + taps - 1)
         return rows.transpose(1, 2).reshape(x.shape[0], -1, self.out_channels).transpose(1, 2)
+
+    def _kernel(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the plain convolution, kept between steps while the parameters stay what they are."""
+        weight = self.weight
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return self._packed(), None if self.bias is None else self.bias.repeat(self.rate)
+        version = () if weight.is_inference() else (weight._version, None if self.bias is None else self.bias._version)
+        key = (weight.data_ptr(), weight.dtype, weight.device, *version)
+        if self._ready is None or self._ready[0] != key:
+            bias = None if self.bias is None else self.bias.detach().repeat(self.rate)
+            self._ready = (key, self._packed().detach(), bias)
+        return self._ready[1], self._ready[2]
 
     def _packed(self) -> Tensor:
         """The weight as one of a plain convolution: (rate * O, C, taps), the newest frame at the last tap."""
         kernel = F.pad(self.weight, (0, self.taps * self.rate - self.weight.shape[-1]))
         kernel = kernel.unflatten(-1, (self.taps, self.rate)).flip(2)  # (C, O, taps, rate)
-        return kernel.permute(3, 1, 2, 0).flatten(0, 1).transpose(1, 2)
+        return kernel.permute(3, 1, 2, 0).flatten(0, 1).contiguous().transpose(1, 2)
 
 
-class Delay(nn.Module):
-    """Holds (B, C, T) back by a fixed number of frames, to meet a slower branch."""
+@dataclass(frozen=True)
+class Delay:
+    """Holds (B, C, T) back by ``delay`` frames, to meet a slower branch; the state is (B, C, delay)."""
 
-    def __init__(self, channels: int, frames: int):
-        super().__init__()
-        self.channels, self.delay = channels, frames
-
-    def init_state(self, like: Tensor) -> Tensor:
-        """Zeros (B, C, frames) with batch, device and dtype of ``like`` (B, ...)."""
-        return like.new_zeros(like.shape[0], self.delay, self.channels).transpose(1, 2)
+    delay: int
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         if self.delay == 0:

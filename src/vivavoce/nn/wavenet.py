@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vivavoce.nn.streaming import Conv1d, Delay, Edges, behind, join, last
+from vivavoce.nn.streaming import Conv1d, Delay, Edges, behind, join, last, silence
 
 
 class WaveNet(nn.Module):
@@ -23,7 +23,7 @@ class WaveNet(nn.Module):
         )
         self.outputs = nn.ModuleList(Conv1d(dim, 2 * dim if i + 1 < n_layers else dim, 1) for i in range(n_layers))
         self.speaker = nn.Linear(speaker_dim, 2 * dim * n_layers) if speaker_dim else None
-        self.waits = [Delay(dim, gate.delay) for gate in self.gates]
+        self.waits = [Delay(gate.delay) for gate in self.gates]
         self.delay = sum(gate.delay for gate in self.gates)
 
     def forward(self, x: Tensor, edges: Edges | None = None, speaker: Tensor | None = None) -> Tensor:
@@ -36,10 +36,7 @@ class WaveNet(nn.Module):
         return total
 
     def init_state(self, batch: int) -> tuple:
-        like = self.gates[0].weight.new_empty(batch)
-        return tuple(
-            (gate.init_state(batch), wait.init_state(like)) for gate, wait in zip(self.gates, self.waits, strict=True)
-        )
+        return tuple((gate.init_state(batch), silence(self, batch, self.dim, gate.delay)) for gate in self.gates)
 
     def step(
         self, x: Tensor, state: tuple, edges: Edges | None = None, speaker: Tensor | None = None

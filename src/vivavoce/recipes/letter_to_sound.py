@@ -106,8 +106,9 @@ def pack(source: Path) -> None:
 def _spelled_vowels(word: str, phones: list[str], cost: dict[str, dict[str, float]]) -> list[str]:
     """Vowels that the spelling tells apart but the dictionary does not, and one primary stress a word.
 
-    ``AH0`` from the letters e, i, y becomes ``IX0``, except before sounds that colour it (l, m, n, r); "un-" keeps a
-    full vowel; "arr" has the vowel of "cat". Of several primary stresses (acronyms) the last one stays.
+    ``AH0`` from the letters e, i, y becomes ``IX0``, except before sounds that colour it (l, m, n, r); so does a first
+    ``IH0`` in "event", while "escape" gets ``EH0``; "un-" keeps a full vowel; "arr" has the vowel of "cat". Of several
+    primary stresses (acronyms) the last one stays.
     """
     primary = [index for index, phone in enumerate(phones) if phone[-1] == "1"]
     phones = [phone[:-1] + "2" if index in primary[:-1] else phone for index, phone in enumerate(phones)]
@@ -118,9 +119,13 @@ def _spelled_vowels(word: str, phones: list[str], cost: dict[str, dict[str, floa
         return phones
     places = [place for place, chunk in enumerate(chunks) for _ in chunk.split()]
     out = []
-    for phone, place, after in zip(phones, places, [*phones[1:], ""], strict=True):
-        if phone == "AH0" and word[place] in "eiy" and after not in ("L", "M", "N", "R", ""):
-            phone = "IX0"
+    for index, (phone, place) in enumerate(zip(phones, places, strict=True)):
+        after, later = (*phones[index + 1 : index + 3], "", "")[:2]
+        if phone == "AH0" and word[place] in "eiy":
+            coloured = after in ("L", "M", "N", "R", "") and not (word[place] == "i" and later[-1:].isdigit())
+            phone = phone if coloured else "IX0"
+        elif phone == "IH0" and index == 0 and word[0] == "e":
+            phone = "IX0" if later[-1:].isdigit() else "EH0"
         elif phone in ("EH1", "EH2") and after == "R" and word[place : place + 3] == "arr":
             phone = "AE" + phone[-1]
         out.append(phone)

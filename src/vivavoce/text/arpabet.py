@@ -28,6 +28,7 @@ def is_vowel(phone: str) -> bool:
 
 def to_ipa(phones: Sequence[str]) -> str:
     """One word of ARPAbet phones to an IPA string with stress marks, e.g. ``S IH1 T IY0`` to ``sˈɪɾi``."""
+    phones = list(phones)
     out = []
     for index in range(len(phones)):
         before = phones[index - 1] if index else "#"
@@ -48,6 +49,8 @@ def to_ipa(phones: Sequence[str]) -> str:
         elif phone == "N" and index >= 2 and before == "AH0" and _glottal(phones, index - 2):
             out[-1] = ""
             out.append("n̩")
+        elif phone == "Y" and before in ("L", "N") and after == "AH0":
+            out.append("i")
         elif phone == "N" and after in ("K", "G"):
             out.append("ŋ")
         else:
@@ -58,8 +61,8 @@ def to_ipa(phones: Sequence[str]) -> str:
 def _stress(phones: Sequence[str], index: int) -> str:
     """The stress digit; a secondary stress next to the primary one is not marked."""
     digit = phones[index][-1]
-    if digit != "2":
-        return digit
+    if digit != "2" or (index == 0 and phones[0] in ("IH2", "AH2")):
+        return digit if digit == "1" else "0"
     digits = [phone[-1] for phone in phones if is_vowel(phone)]
     place = sum(map(is_vowel, phones[:index]))
     neighbours = digits[max(place - 1, 0) : place] + digits[place + 1 : place + 2]
@@ -74,8 +77,8 @@ def _full(vowel: str, after: str, later: Sequence[str]) -> str:
     )
     if short_o or (vowel == "AA" and after in ("F", "S") and second == "T"):
         return "ɔ"
-    if vowel in ("IH", "IY") and after == "R":
-        return "iə" if is_vowel(second) else "ɪ"
+    if vowel == "IY" and after == "R":
+        return "ɪ"
     if vowel == "UH" and after == "R" and is_vowel(second):
         return "ʊɹ"
     return _VOWELS[vowel]
@@ -92,21 +95,22 @@ def _reduced(vowel: str, before: str, after: str, index: int, length: int) -> st
         return "ɐ" if index == 0 and after in ("D", "S", "P", "B", "G") else "æ"
     if vowel == "ER":
         return "ɚ"
-    if vowel == "IX":
-        return "ᵻ"
-    if vowel == "IH":
+    if vowel in ("IX", "IH"):
         ending = after in ("Z", "D") and index == length - 2
-        return "ᵻ" if ending or prefix else "ɪ"
+        spelled_e = vowel == "IX" and (index == 0 or after == "T")
+        return "ᵻ" if ending or prefix or spelled_e else "ɪ"
     if vowel == "IY":
         return "ᵻ" if prefix and after not in ("Z", "D") else "i"
     return _VOWELS[vowel]
 
 
 def _flaps(phones: Sequence[str], index: int) -> bool:
-    """T between a vowel (or r) and an unstressed vowel, except where it becomes a glottal stop."""
+    """T between a vowel (or r) and an unstressed vowel, except in "-tive" and where it becomes a glottal stop."""
     if not 0 < index < len(phones) - 1 or _glottal(phones, index):
         return False
     before, after = phones[index - 1], phones[index + 1]
+    if after == "IH0" and phones[index + 2 : index + 3] == ["V"]:
+        return False
     return (is_vowel(before) or before == "R") and is_vowel(after) and after[-1] == "0"
 
 

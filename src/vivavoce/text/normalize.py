@@ -173,7 +173,8 @@ def _clean(text: str) -> str:
             out.append(" ")
         else:
             out.append(unicodedata.normalize("NFKC", char) if char > "\u2000" else char)
-    return unicodedata.normalize("NFC", "".join(out))
+    plain = unicodedata.normalize("NFC", "".join(out))
+    return re.sub(r"\n(?: ?\n){2,}", "\n\n", re.sub(r" {2,}", " ", plain))
 
 
 _MARKDOWN = [
@@ -190,6 +191,7 @@ _MARKDOWN = [
     (re.compile(r"(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=[^\s*])\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<!\w)_(?=[^\s_])([^_\n]+?)(?<=[^\s_])_(?!\w)"), r"\1"),
     (re.compile(r"`+"), ""),
+    (re.compile(r"[ \t]*\|\s*\Z"), ""),
     (re.compile(r"[ \t]*\|[ \t]*"), ", "),
 ]
 
@@ -288,7 +290,7 @@ def _money(sign: str, amount: str, scale: str) -> str:
     whole, _, fraction = amount.replace(",", "").partition(".")
     if len(fraction) not in (0, 2):
         return f"{decimal_words(amount)} {many}"
-    units, cents = int(whole or 0), int(fraction or 0)
+    units, cents = int(whole[-18:] or 0), int(fraction or 0)
     words = f"{decimal_words(whole)} {one if units == 1 else many}" if units or not cents else ""
     if cents:
         coins = f"{number_words(cents)} {small if cents == 1 else smalls}"
@@ -367,8 +369,11 @@ _RULES: list[Rule] = [
     for pattern, function in [
         # addresses
         (r"(?:https?|ftp)://[^\s<>]+|\bwww\.[^\s<>]+", _url),
-        (r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+", lambda found: f" {_spelled_address(found[0].rstrip('.'))} "),
-        (r"\b[a-z][a-z0-9-]*(?:\.[a-z0-9-]+)*\.(?:com|org|net|edu|gov|io|ai|dev|co\.uk)\b(?:/[\w./-]*\w)?", _url),
+        (r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+", lambda found: f" {_spelled_address(found[0].rstrip('.'))} "),
+        (
+            r"(?<![\w.-])[a-z][a-z0-9-]{0,63}(?:\.[a-z0-9-]{1,63}){0,4}\.(?:com|org|net|edu|gov|io|ai|dev|co\.uk)\b(?:/[\w./-]*\w)?",
+            _url,
+        ),
         # dates
         (r"(?<!\d)(\d{4})-(\d\d)-(\d\d)(?!\d)", _iso_date),
         (r"(?<![\d/])(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)(?![\d/])", _numeric_date),
@@ -393,18 +398,24 @@ _RULES: list[Rule] = [
         (rf"{_START}({NUMBER})(\s?{_SCALE_PATTERN})?\s?([€£¥₹])", lambda f: _money(f[3], f[1], f[2] or "")),
         (rf"{_START}({NUMBER})\s?¢", lambda found: f"{decimal_words(found[1])} cent{'s' * (found[1] != '1')}"),
         # ranges, then what carries a unit
-        (rf"{_START}({NUMBER})\s?(%|°[CF]?)?\s?[–—-]\s?{_RANGE_END}", _words(r"\1 to ")),
+        (rf"{_START}({NUMBER})\s?(%|°[CF]?)?(?:\s?[–—]\s?|-){_RANGE_END}", _words(r"\1 to ")),
         (r"\b(\d)'\s?(\d{1,2})(?:\"|'')", lambda f: f"{number_words(int(f[1]))} foot {number_words(int(f[2]))}"),
         (
             rf"(?:(?<=\s)|^|(?<=\())(-?(?:{NUMBER}))\s?(?:(?<=\s)|(?![A-Z](?![A-Za-z])))"
             rf"{_any(_UNITS)}(?<![.])([²³]|\^?[23](?!\d))?(?:/{_any(_PER)})?(?![\w°])",
             _unit,
         ),
-        (rf"({NUMBER}) in\.", lambda found: f"{decimal_words(found[1])} {'inch' if found[1] == '1' else 'inches'}"),
-        (rf"({NUMBER})\s?({_SCALE_PATTERN})", lambda found: f"{decimal_words(found[1])} {_SCALE[found[2]]}"),
+        (
+            rf"(?<!\d)({NUMBER}) in\.",
+            lambda found: f"{decimal_words(found[1])} {'inch' if found[1] == '1' else 'inches'}",
+        ),
+        (rf"(?<!\d)({NUMBER})\s?({_SCALE_PATTERN})", lambda found: f"{decimal_words(found[1])} {_SCALE[found[2]]}"),
         # fractions, ordinals
         (r"(?<![\w./])(?:(\d+) )?(\d{1,3})/(\d{1,3})(?![\w/])", _fraction),
-        (r"\b(\d{1,3}(?:,\d{3})+|\d+)(?:st|nd|rd|th)\b", lambda found: ordinal_words(int(found[1].replace(",", "")))),
+        (
+            r"(?<![\w,.])(\d{1,3}(?:,\d{3}){1,6}|\d{1,18})(?:st|nd|rd|th)\b",
+            lambda found: ordinal_words(int(found[1].replace(",", ""))),
+        ),
         # Roman numerals and abbreviations
         (rf"\b({'|'.join(_ROMAN_AFTER[:-1])}) ([IVXL]+)\b(?!')", _numbered),
         (rf"\b({'|'.join(_RULERS)}) ([IVX]{{2,}}|V|X)\b(?!\.)", _ruler),
@@ -428,8 +439,8 @@ _RULES: list[Rule] = [
         (r"#(?=\d)", _words("number ")),
         (r"#(?=[A-Za-z])", _words("hashtag ")),
         (rf"(?:(?<=\s)|^|(?<=[(=<>]))-(?={NUMBER})", _words("minus ")),
-        (rf"({NUMBER})\s?[*x×]\s?(?=\d)", _words(r"\1 times ")),
-        (rf"({NUMBER})\s-\s(?=\d)", _words(r"\1 minus ")),
+        (rf"(?<!\d)({NUMBER})\s?[*x×]\s?(?=\d)", _words(r"\1 times ")),
+        (rf"(?<!\d)({NUMBER})\s-\s(?=\d)", _words(r"\1 minus ")),
         (r"(?<=[A-Za-z])-?(?=\d)", _words(" ")),
         (r"(?<=\d)(?=[A-Za-z])", _words(" ")),
         (rf"(?:{NUMBER})", _bare_number),

@@ -496,6 +496,16 @@ class VITS(nn.Module):
         flow, decoder = self.flow.init_state(batch), self.decoder.init_state(batch, late=self.flow.delay)
         return VITSState(position, torch.full_like(position, ENDLESS), flow, decoder)
 
+    def begin(self, sample: Tensor, speaker: Tensor | None = None) -> tuple[Tensor, VITSState]:
+        """The first piece (B, C, T) of streams that start together, T > flow.delay: as ``step`` on a fresh state, but the
+        decoder is spared the frames before the start: (T - flow.delay) * hop_length samples, of which the first
+        ``decoder.delay`` lie before the wave."""
+        vector, state = self.speaker_vector(speaker), self.init_state(sample.shape[0])
+        latent, flow = self.flow.step(sample, state.flow, Edges(state.position, state.length), vector)
+        decoder = self.decoder.init_state(sample.shape[0])
+        wave, decoder = self.decoder.step(latent[..., self.flow.delay :], decoder, vector, inside=False)
+        return wave, replace(state, position=state.position + sample.shape[-1], flow=flow, decoder=decoder)
+
     def step(
         self, sample: Tensor, state: VITSState, speaker: Tensor | None = None, *, inside: bool | None = None
     ) -> tuple[Tensor, VITSState]:

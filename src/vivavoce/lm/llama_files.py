@@ -1,0 +1,132 @@
+"""Published Llama and Qwen2 files to a model: configuration from GGUF metadata or config.json, weights through the table.
+
+Quantised GGUF weights are turned row by row into int8 with a scale: the same integers at run time as at rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivavoce.checkpoints.layouts.llama import TRANSFORMERS, gguf, with_head
+from vivavoce.checkpoints.read import Checkpoint
+from vivavoce.checkpoints.rules import Layout, import_weights
+from vivavoce.errors import CheckpointError
+from vivavoce.lm.llama import Llama, LlamaConfig
+from vivavoce.nn.decoder import DecoderConfig
+from vivavoce.nn.quantized import quantize_rows
+from vivavoce.text.tokenizer import Tokenizer
+
+KNOWN = ("llama", "qwen2")
+
+
+def read_config(checkpoint: Checkpoint) -> LlamaConfig:
+    """From GGUF metadata, or the config.json beside safetensors."""
+    if checkpoint.format == "gguf":
+        return _gguf_config(checkpoint.metadata, checkpoint.tensors)
+    if "config.json" not in checkpoint.files:
+        raise CheckpointError("a Llama checkpoint needs its config.json: give the folder, not the weight file alone")
+    about = json.loads(checkpoint.files["config.json"].read_text(encoding="utf-8"))
+    kind = about.get("model_type")
+    if kind not in KNOWN:
+        raise CheckpointError(f"this checkpoint is of the type {kind!r}; known are {', '.join(KNOWN)}")
+    heads = about["num_attention_heads"]
+    decoder = DecoderConfig(
+        dim=about["hidden_size"], n_layers=about["num_hidden_layers"], n_heads=heads,
+        n_kv_heads=about.get("num_key_value_heads", heads),
+        head_dim=about.get("head_dim") or about["hidden_size"] // heads,
+        ffn_dim=about["intermediate_size"], context=about["max_position_embeddings"],
+        rope_base=float(about.get("rope_theta", 10_000.0)), norm_eps=float(about["rms_norm_eps"]),
+        qkv_bias=bool(about.get("attention_bias", kind == "qwen2")),
+    )  # fmt: skip
+    return LlamaConfig(decoder=decoder, vocab_size=about["vocab_size"], tied=bool(about.get("tie_word_embeddings", False)))
+
+
+def _gguf_config(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LlamaConfig:
+    kind = about.get("general.architecture")
+    if kind not in KNOWN:
+        raise CheckpointError(f"this GGUF file holds a {kind!r} model; known are {', '.join(KNOWN)}")
+    heads = int(about[f"{kind}.attention.head_count"])
+    dim = int(about[f"{kind}.embedding_length"])
+    decoder = DecoderConfig(
+        dim=dim, n_layers=int(about[f"{kind}.block_count"]), n_heads=heads,
+        n_kv_heads=int(about.get(f"{kind}.attention.head_count_kv", heads)),
+        head_dim=int(about.get(f"{kind}.attention.key_length", dim // heads)),
+        ffn_dim=int(about[f"{kind}.feed_forward_length"]), context=int(about[f"{kind}.context_length"]),
+        rope_base=float(about.get(f"{kind}.rope.freq_base", 10_000.0)),
+        norm_eps=round(float(about[f"{kind}.attention.layer_norm_rms_epsilon"]), 12), qkv_bias=kind == "qwen2",
+    )  # fmt: skip
+    vocabulary = len(about["tokenizer.ggml.tokens"])
+    return LlamaConfig(decoder=decoder, vocab_size=vocabulary, tied="output.weight" not in tensors)
+
+
+def layout_of(checkpoint: Checkpoint, config: LlamaConfig) -> Layout:
+    """The table that fits the file."""
+    if checkpoint.format == "gguf":
+        interleaved = checkpoint.metadata["general.architecture"] == "llama"
+        table = gguf(config.decoder.n_heads, config.decoder.n_kv_heads, interleaved)
+        return with_head(table, "token_embd.weight", "output.weight", config.tied)
+    return with_head(TRANSFORMERS, "model.embed_tokens.weight", "lm_head.weight", config.tied)
+
+
+def import_llama(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
+    """Configuration and our float state dict."""
+    config = read_config(checkpoint)
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
+    return config, import_weights(layout_of(checkpoint, config), checkpoint.tensors, shapes)
+
+
+def import_int8(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
+    """Configuration and int8 state dict (``X.weight``, ``X.weight_scale``; norms and biases float32), layer by layer.
+
+    Only one layer is ever held as float, so a model of 1.5 billion parameters needs 2 GB to convert.
+    """
+    config = read_config(checkpoint)
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
+    layout = layout_of(checkpoint, config)
+    made: dict[str, Tensor] = {}
+    for theirs, ours in _parts(checkpoint.tensors, shapes):
+        floats = import_weights(Layout(layout.name, (), _rows_for(layout, ours)), theirs, ours)
+        for key, value in floats.items():
+            if key == "head.weight" and config.tied:
+                made[key], made["head.weight_scale"] = made["embedding.weight"], made["embedding.weight_scale"]
+            elif value.dim() == 2:
+                made[key], made[f"{key}_scale"] = quantize_rows(value)
+            else:
+                made[key] = value.float()
+    return config, made
+
+
+def _parts(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]]:
+    """The file in pieces: what stands outside the layers, then one layer at a time, theirs beside ours."""
+
+    def number(key: str) -> str:
+        return next((part for part in key.split(".") if part.isdigit()), "")
+
+    for n in sorted({number(key) for key in shapes}, key=lambda text: int(text or -1)):
+        yield (
+            {key: tensors[key] for key in tensors if number(key) == n},
+            {key: shape for key, shape in shapes.items() if number(key) == n},
+        )
+
+
+def _rows_for(layout: Layout, ours: Mapping[str, tuple[int, ...]]):
+    inside = any(key.startswith("decoder.layers.") for key in ours)
+    return tuple(row for row in layout.rows if not row.own or row.own[0].startswith("decoder.layers.") == inside)
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
+    """The tokenizer and the chat template's text (which is only ever recognised, never run)."""
+    if checkpoint.format == "gguf":
+        return Tokenizer.from_gguf(checkpoint.metadata), checkpoint.metadata.get("tokenizer.chat_template")
+    if "tokenizer.json" not in checkpoint.files:
+        raise CheckpointError("the checkpoint has no tokenizer.json beside it; add the file to its folder")
+    return Tokenizer.from_file(checkpoint.files["tokenizer.json"]), None

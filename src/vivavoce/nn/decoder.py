@@ -1,0 +1,132 @@
+"""The decoder of the Llama family: RMSNorm, rotary positions, grouped-query attention, gated feed-forward, no dropout.
+
+    x (B, T, D) -> [ + attention(norm x) -> + down(silu(gate(norm x)) * up(norm x)) ] x layers -> norm -> (B, T, D)
+
+Query, key and value are one matrix, gate and up another. Rotary pairs are halves of a head (as transformers stores them);
+layouts with interleaved pairs are converted on import.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.nn.attention import KVCache, append, attend, init_cache, join_heads, visible
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes of a stack; ``qkv_bias`` as in Qwen2."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    context: int
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    qkv_bias: bool = False
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gain over the last dimension."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rope_table(context: int, head_dim: int, base: float) -> Tensor:
+    """(2, context, head_dim): cosines and sines, both halves filled."""
+    rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(context, dtype=torch.float64), rates)
+    angles = torch.cat([angles, angles], dim=1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn pairs (i, i + D/2) of x (B, H, T, D) by angles (B or 1, 1, T, D)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
+class DecoderLayer(nn.Module):
+    """One block."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        c = self.config = config
+        self.attention_norm = RMSNorm(c.dim, c.norm_eps)
+        self.qkv = nn.Linear(c.dim, (c.n_heads + 2 * c.n_kv_heads) * c.head_dim, bias=c.qkv_bias)
+        self.out = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
+        self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
+        self.gate_up = nn.Linear(c.dim, 2 * c.ffn_dim, bias=False)
+        self.down = nn.Linear(c.ffn_dim, c.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, cache: KVCache, angles: tuple[Tensor, Tensor], mask: Tensor | None, span: int
+    ) -> tuple[Tensor, KVCache]:
+        """x (B, T, D), angles cosine and sine (B or 1, 1, T, head), mask bool (B, 1, T, span)."""
+        c = self.config
+        heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)  # (B, H + 2G, T, head)
+        turned = rotate(heads[:, : c.n_heads + c.n_kv_heads], *angles)
+        cache = append(cache, turned[:, c.n_heads :], heads[:, c.n_heads + c.n_kv_heads :], span)
+        seen = attend(turned[:, : c.n_heads], cache.key[:, :, :span], cache.value[:, :, :span], mask)
+        x = x + self.out(join_heads(seen))
+        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up), cache
+
+
+class Decoder(nn.Module):
+    """A stack of layers over embeddings; the caller owns embedding and head."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.n_layers)])
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self._table: Tensor | None = None
+
+    def init_state(self, batch: int, capacity: int | None = None) -> tuple[KVCache, ...]:
+        """Empty caches of ``capacity`` positions (default: the context)."""
+        c = self.config
+        capacity = min(capacity or c.context, c.context)
+        return tuple(init_cache(batch, c.n_kv_heads, capacity, c.head_dim, self.norm.weight) for _ in self.layers)
+
+    def step(
+        self, x: Tensor, state: tuple[KVCache, ...], span: int | None = None
+    ) -> tuple[Tensor, tuple[KVCache, ...]]:
+        """T further embeddings (B, T, D) -> normed states (B, T, D); the state given is consumed.
+
+        ``span``: longest live length after this step, if the caller knows it (else it is read from the state).
+        """
+        position, length = state[0].position, x.shape[1]
+        if span is None:
+            span = int(position.max()) + length
+        steps = position[:, None] + torch.arange(length, device=x.device)  # (B, T)
+        cosine, sine = self._angles(x)[:, steps][:, :, None]  # each (B, 1, T, head)
+        mask = visible(position, length, span)
+        caches = []
+        for layer, cache in zip(self.layers, state, strict=True):
+            x, cache = layer(x, cache, (cosine, sine), mask, span)
+            caches.append(cache)
+        return self.norm(x), tuple(caches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The whole sequence at once: step in one piece."""
+        return self.step(x, self.init_state(x.shape[0], x.shape[1]), x.shape[1])[0]
+
+    def _angles(self, like: Tensor) -> Tensor:
+        # a table, not a buffer: it follows from the configuration and must not depend on how weights were loaded
+        if self._table is None or self._table.device != like.device:
+            self._table = rope_table(self.config.context, self.config.head_dim, self.config.rope_base).to(like.device)
+        return self._table
