@@ -47,4 +47,3 @@ def _original(model: HiFiGAN, tensors: dict[str, torch.Tensor]) -> dict[str, tor
 def _parallel_wavegan(model: HiFiGAN, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         return {"out.audio_random_1": model(tensors["in.random_mel_1"].T[None])[0, :, None]}
-

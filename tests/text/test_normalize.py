@@ -54,7 +54,11 @@ PAIRS = [
     ("12/25/99", "December twenty-fifth, nineteen ninety-nine"),
     ("in March 2021", "in March twenty twenty-one"),
     ("You may 3 times", "You may three times"),
+    ("On 25 December.", "On the twenty-fifth of December."),
+    ("the class of '99", "the class of ninety-nine"),
+    ("44 B.C.", "forty-four BC."),
     # times
+    ("a score of 3:2", "a score of three to two"),
     ("7:30 pm", "seven thirty PM"),
     ("at 7:05", "at seven oh five"),
     ("at 7:00", "at seven o'clock"),
@@ -85,6 +89,8 @@ PAIRS = [
     ("50¢", "fifty cents"),
     ("3 million people", "three million people"),
     ("5k steps", "five thousand steps"),
+    ("$0.50/hour", "fifty cents per hour"),
+    ("3,50 €", "three euros and fifty cents"),
     # units
     ("100 km/h", "one hundred kilometers per hour"),
     ("60 mph", "sixty miles per hour"),
@@ -108,6 +114,10 @@ PAIRS = [
     ("5-10 km", "five to ten kilometers"),
     ("5%–10%", "five to ten percent"),
     ("pages 3-5", "pages three to five"),
+    ("2 lbs. of meat", "two pounds of meat"),
+    ("6 ft 2 in tall", "six feet two inches tall"),
+    ("Room 5B at 221B Baker St.", "Room five B at two hundred twenty-one B Baker Street."),
+    ("two 747s", "two seven hundred forty-sevens"),
     # telephone numbers
     ("555-123-4567", "five five five, one two three, four five six seven"),
     ("(555) 123-4567", "five five five, one two three, four five six seven"),
@@ -153,6 +163,8 @@ PAIRS = [
     ("a Ph.D. student", "a PhD student"),
     ("the U.S. economy", "the US economy"),
     ("in the U.S.A.", "in the USA."),
+    ("Mrs. R. A. Reid and Lee H. Oswald", "Missus R A Reid and Lee H Oswald"),
+    ("It was I. He took vitamin C. It helped.", "It was I. He took vitamin C. It helped."),
     ("NASA and the FBI", "NASA and the FBI"),
     # symbols
     ("you & me", "you and me"),

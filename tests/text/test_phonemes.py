@@ -22,10 +22,14 @@ SENTENCES = [
     ("a city of water", "ɐ sˈɪɾi ʌv wˈɔːɾɚ"),
     ("FBI and NASA", "ˌɛfbiːˈaɪ ænd nˈæsə"),
     ("two GPUs", "tˈuː dʒˌiːpiːjˈuːz"),
+    ("OpenAI's GPT's", "ˈoʊpəneɪˈaɪz dʒˌiːpiːtˈiːz"),
+    ("they'd've couldn't've", "ðˈeɪdəv kˈʊdəntəv"),
+    ("to record a record", "tə ɹᵻkˈɔːɹd ɐ ɹˈɛkɚd"),
+    ("We live to use it", "wiː lˈɪv tə jˈuːz ɪt"),
     ("the US, not us", "ðə juːˈɛs, nˌɑːt ˌʌs"),
     ("twenty-three", "twˈɛntiθɹˈiː"),
     ("Is it A or B?", "ɪz ɪɾ ˈeɪ ɔːɹ bˈiː?"),
-    ("12 naïve cafés", "twˈɛlv naɪˈiːv kəfˈeɪz"),
+    ("12 naïve cafés", "twˈɛlv naɪˈiːv kæfˈeɪz"),
     ("wait… what?!", "wˈeɪt, wˈʌt?"),
     ("...", ""),
     ("", ""),
@@ -52,9 +56,9 @@ def test_american_rules(word, ipa):
 @pytest.mark.parametrize(
     ("word", "phones"),
     [
-        ("gizmos's", "G IH1 Z M OW2 Z IH0 Z"),
+        ("gizmos's", "G IH1 Z M OW0 Z IH0 Z"),
         ("zippering", "Z IH1 P ER0 IH0 NG"),
-        ("unzip", "AH0 N Z IH1 P"),
+        ("unzip", "AH2 N Z IH1 P"),
         ("keyboardlessness", None),
         ("wallpaperwindow", None),
         ("bcdfg", "B IY2 S IY2 D IY2 EH2 F JH IY1"),
@@ -67,7 +71,7 @@ def test_words_the_dictionary_lacks_are_built(word, phones):
 
 
 def test_dictionary_packs_and_unpacks():
-    assert lexicon.look_up("secret") == "S IY1 K R IX0 T".split()
+    assert lexicon.look_up("secret") == ["S", "IY1", "K", "R", "IX0", "T"]
     assert lexicon.look_up("qqq") is None
     assert len(lexicon.words()) > 110_000
     assert lexicon.plural(["K", "AE1", "T"])[-1] == "S" and lexicon.plural(["B", "AH1", "S"])[-2:] == ["IH0", "Z"]
@@ -103,6 +107,13 @@ def test_espeak_matches_pipers_rules():
     assert espeak("") == []
     with pytest.raises(UnknownNameError, match="no voice"):
         EspeakPhonemizer("xx-nowhere")
+
+
+def test_espeak_survives_long_text_without_spaces():
+    pytest.importorskip("espeakng_loader")
+    espeak = EspeakPhonemizer()
+    for unit in ("a.", "é", "?!", "-"):
+        assert len(espeak(unit * 3000)) < 60_000
 
 
 def test_espeak_voices_do_not_mix_between_threads():

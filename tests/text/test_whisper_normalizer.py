@@ -5,9 +5,9 @@ import pytest
 from vivavoce.text.whisper_normalizer import BasicNormalizer, EnglishNormalizer, NumberNormalizer, SpellingNormalizer
 
 ENGLISH = [
-    ("It's 5 o'clock, Mr. Fox!", "it is 5 0 clock mister fox"),
+    ("It's 5 o'clock, Mr. Fox!", "it is 50 clock mister fox"),
     ("We won't pay twenty-three dollars and fifty cents", "we will not pay $23.50"),
-    ("[laughter] Uh, (coughs) the colour grey", " the color gray"),
+    ("[laughter] Uh, (coughs) the colour grey", "the color gray"),
     ("one hundred and two people; one of them", "102 people one of them"),
     ("two thousand and five", "2005"),
     ("nineteen ninety four", "1994"),
@@ -19,7 +19,7 @@ ENGLISH = [
     ("1,000,000 apples", "1000000 apples"),
     ("they'd been there, she's gone", "they had been there she has gone"),
     ("Café déjà-vu", "cafe deja vu"),
-    ("ok.", "ok "),
+    ("ok.", "ok"),
     ("", ""),
 ]
 

@@ -1,0 +1,50 @@
+"""Conversation: sessions that take waves and give waves and text.
+
+``session() -> step(wave) -> Reply`` for a live exchange, ``respond(wave or text) -> Reply`` for one turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, at a time in seconds on the session's audio clock (samples heard so far).
+
+    speech_started, speech_ended; heard (what was understood, ``text``); reply_started; reply_ended (the answer is complete,
+    not yet played); interrupted (``text``: what had been played of the answer).
+    """
+
+    kind: Literal["speech_started", "speech_ended", "partial", "heard", "reply_started", "reply_ended", "interrupted"]
+    at: float
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a session gives back for a piece of sound: text and sound to add, and events. Waves are (S,) at the voice's rate."""
+
+    text_piece: str = ""
+    wave_piece: Tensor | None = None
+    events: tuple[Event, ...] = ()
+
+
+@dataclass
+class Timing:
+    """Where the time of one turn went, in milliseconds. ``first_sound`` counts from the last sample of speech."""
+
+    first_sound: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """One conversation. Not thread-safe; sessions of one system may share its weights."""
+
+    sample_rate: int  # of the waves it gives; it takes 16 kHz
+
+    def step(self, wave: Tensor) -> Reply: ...

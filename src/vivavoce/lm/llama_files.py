@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivavoce.checkpoints.gguf import GGUFFile, dequantise
 from vivavoce.checkpoints.layouts.llama import TRANSFORMERS, gguf, with_head
 from vivavoce.checkpoints.read import Checkpoint
 from vivavoce.checkpoints.rules import Layout, import_weights
@@ -22,6 +23,7 @@ from vivavoce.nn.quantized import quantize_rows
 from vivavoce.text.tokenizer import Tokenizer
 
 KNOWN = ("llama", "qwen2")
+SLICE = 1 << 18  # weights that are floats at a time: a mebibyte stays in the processor's cache
 
 
 def read_config(checkpoint: Checkpoint) -> LlamaConfig:
@@ -81,41 +83,74 @@ def import_llama(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]
     return config, import_weights(layout_of(checkpoint, config), checkpoint.tensors, shapes)
 
 
-def import_int8(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
-    """Configuration and int8 state dict (``X.weight``, ``X.weight_scale``; norms and biases float32), layer by layer.
+def int8_parts(checkpoint: Checkpoint) -> tuple[LlamaConfig, Iterator[dict[str, Tensor]]]:
+    """Configuration and int8 state dict in parts: ``X.weight`` (N, K) int8, ``X.weight_scale`` (N,); the rest float32.
 
-    Only one layer is ever held as float, so a model of 1.5 billion parameters needs 2 GB to convert.
+    A part is what stands outside the layers, then one layer at a time. Weights are dequantised and rounded a few rows
+    at a time, so no float copy of a matrix is ever there.
     """
     config = read_config(checkpoint)
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
-    layout = layout_of(checkpoint, config)
-    made: dict[str, Tensor] = {}
-    for theirs, ours in _parts(checkpoint.tensors, shapes):
-        floats = import_weights(Layout(layout.name, (), _rows_for(layout, ours)), theirs, ours)
-        for key, value in floats.items():
-            if key == "head.weight" and config.tied:
-                made[key], made["head.weight_scale"] = made["embedding.weight"], made["embedding.weight_scale"]
-            elif value.dim() == 2:
-                made[key], made[f"{key}_scale"] = quantize_rows(value)
+    return config, _int8_parts(checkpoint, layout_of(checkpoint, config), shapes)
+
+
+def import_int8(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
+    """Configuration and the whole int8 state dict of :func:`int8_parts`."""
+    config, parts = int8_parts(checkpoint)
+    return config, {key: tensor for part in parts for key, tensor in part.items()}
+
+
+def _int8_parts(
+    checkpoint: Checkpoint, layout: Layout, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[dict[str, Tensor]]:
+    for names, ours in _parts(checkpoint.tensors, shapes):
+        floats: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
+        scales: dict[str, Tensor] = {}
+        for name in names:
+            if name.endswith("norm.weight") or not name.endswith("weight") or "rope_freqs" in name:
+                floats[name] = checkpoint.tensors[name].float()
             else:
-                made[key] = value.float()
-    return config, made
+                rows[name], scale = int8_rows(checkpoint.tensors, name)
+                scales[name] = scale[:, None]
+        table = _rows_for(layout, ours)
+        part = import_weights(Layout(layout.name, (), table), {**rows, **floats}, ours)
+        # every operation on matrices of this family moves whole rows, so the scales take the same way
+        matrices = tuple(row for row in table if not any("norm" in key for key in row.own))
+        heights = {key: (shape[0], 1) for key, shape in ours.items() if len(shape) == 2}
+        for key, scale in import_weights(Layout(layout.name, (), matrices), scales, heights).items():
+            part[f"{key}_scale"] = scale[:, 0].contiguous()
+        yield part
+
+
+def int8_rows(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """One matrix of a file as int8 rows (N, K) and scales (N,), a few rows at a time where the file allows it."""
+    if not isinstance(tensors, GGUFFile):
+        return quantize_rows(tensors[name])
+    kind, blocks = tensors.raw_blocks(name)
+    width = tensors.entries[name].shape[-1]
+    step = max(1, SLICE // width)
+    rows, scales = torch.empty(len(blocks), width, dtype=torch.int8), torch.empty(len(blocks))
+    for start in range(0, len(blocks), step):
+        floats = torch.from_numpy(dequantise(kind, blocks[start : start + step]))
+        rows[start : start + step], scales[start : start + step] = quantize_rows(floats)
+    return rows, scales
 
 
 def _parts(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]]:
-    """The file in pieces: what stands outside the layers, then one layer at a time, theirs beside ours."""
+) -> Iterator[tuple[list[str], dict[str, tuple[int, ...]]]]:
+    """The file in pieces: what stands outside the layers, then one layer at a time, their names beside our shapes."""
 
     def number(key: str) -> str:
         return next((part for part in key.split(".") if part.isdigit()), "")
 
-    for n in sorted({number(key) for key in shapes}, key=lambda text: int(text or -1)):
-        yield (
-            {key: tensors[key] for key in tensors if number(key) == n},
-            {key: shape for key, shape in shapes.items() if number(key) == n},
-        )
+    known = {number(key) for key in shapes}
+    for n in sorted(known, key=lambda text: int(text or -1)):
+        # a layer that our model does not have is looked at with the first part, which reports it
+        theirs = [key for key in tensors if number(key) == n or (not n and number(key) not in known)]
+        yield theirs, {key: shape for key, shape in shapes.items() if number(key) == n}
 
 
 def _rows_for(layout: Layout, ours: Mapping[str, tuple[int, ...]]):

@@ -1,5 +1,5 @@
-"""Monotonic alignment search (Kim et al. 2020, "Glow-TTS", arXiv 2005.11129, section 3.1 and algorithm 1): the best path
-that gives every text position at least one frame, in order and without a gap, for a whole batch at once.
+"""Monotonic alignment search (Kim et al. 2020, "Glow-TTS", arXiv 2005.11129, section 3.1 and algorithm 1): the best
+path that gives every text position at least one frame, in order and without a gap, for a whole batch at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gaussian_scores(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log N(x_t; mean_l, exp(log_scale_l)) summed over channels: x (B, C, T), mean and log_scale (B, C, L) -> (B, L, T)."""
+    """log N(x_t; mean_l, exp(log_scale_l)) over channels: x (B, C, T), mean and log_scale (B, C, L) -> (B, L, T)."""
     precision = torch.exp(-2 * log_scale)
     constant = (-0.5 * torch.log(torch.tensor(2 * torch.pi)) - log_scale - 0.5 * mean**2 * precision).sum(1)
     square = -0.5 * precision.transpose(1, 2) @ x**2

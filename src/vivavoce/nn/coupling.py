@@ -1,5 +1,5 @@
-"""Mean-only affine couplings with channel flips: the flow of VITS and its relatives (Dinh et al. 2017, arXiv 1605.08803;
-Kim et al. 2021, arXiv 2106.06103, section 2.5.2). Volume preserving: the log-determinant is zero.
+"""Mean-only affine couplings with channel flips: the flow of VITS and its relatives (Dinh et al. 2017, arXiv
+1605.08803; Kim et al. 2021, arXiv 2106.06103, section 2.5.2). Volume preserving: the log-determinant is zero.
 
 (B, C, T) -> (B, C, T) both ways. The inverse streams exactly: a WaveNet looks only ``delay`` frames ahead.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vivavoce.nn.streaming import Conv1d, Delay, Edges, behind, silence
+from vivavoce.nn.streaming import Conv1d, Delay, Edges, behind, module_list, silence
 from vivavoce.nn.wavenet import WaveNet
 
 
@@ -20,10 +20,10 @@ class Coupling(nn.Module):
         self, channels: int, dim: int, kernel_size: int, dilation_rate: int, n_layers: int, speaker_dim: int = 0
     ):
         super().__init__()
-        self.half = channels // 2
-        self.pre = Conv1d(self.half, dim, 1)
+        self.n_half = channels // 2
+        self.pre = Conv1d(self.n_half, dim, 1)
         self.wavenet = WaveNet(dim, kernel_size, dilation_rate, n_layers, speaker_dim)
-        self.post = Conv1d(dim, self.half, 1)
+        self.post = Conv1d(dim, self.n_half, 1)
         nn.init.zeros_(self.post.weight)
         self.wait = Delay(self.wavenet.delay)
         self.delay = self.wavenet.delay
@@ -33,23 +33,23 @@ class Coupling(nn.Module):
         return self.post(self.wavenet(self.pre(x), edges, speaker))
 
     def forward(self, x: Tensor, edges: Edges | None = None, speaker: Tensor | None = None) -> Tensor:
-        first, second = x.split(self.half, dim=1)
+        first, second = x.split(self.n_half, dim=1)
         return torch.cat([first, second + self.mean(first, edges, speaker)], dim=1)
 
     def inverse(self, x: Tensor, edges: Edges | None = None, speaker: Tensor | None = None) -> Tensor:
-        first, second = x.split(self.half, dim=1)
+        first, second = x.split(self.n_half, dim=1)
         return torch.cat([first, second - self.mean(first, edges, speaker)], dim=1)
 
     def init_state(self, batch: int) -> tuple:
-        return self.wavenet.init_state(batch), silence(self, batch, 2 * self.half, self.delay)
+        return self.wavenet.init_state(batch), silence(self, batch, 2 * self.n_half, self.delay)
 
     def step(
         self, x: Tensor, state: tuple, edges: Edges | None = None, speaker: Tensor | None = None
     ) -> tuple[Tensor, tuple]:
         """The next piece of the inverse."""
-        mean, kept = self.wavenet.step(self.pre(x[:, : self.half]), state[0], edges, speaker)
+        mean, kept = self.wavenet.step(self.pre(x[:, : self.n_half]), state[0], edges, speaker)
         x, held = self.wait.step(x, state[1])
-        first, second = x.split(self.half, dim=1)
+        first, second = x.split(self.n_half, dim=1)
         return torch.cat([first, second - self.post(mean)], dim=1), (kept, held)
 
 
@@ -67,7 +67,7 @@ class CouplingFlow(nn.Module):
         speaker_dim: int = 0,
     ):
         super().__init__()
-        self.couplings = nn.ModuleList(
+        self.couplings = module_list(
             Coupling(channels, dim, kernel_size, dilation_rate, n_layers, speaker_dim) for _ in range(n_flows)
         )
         self.delay = sum(coupling.delay for coupling in self.couplings)

@@ -2,8 +2,8 @@
 
 Kong, Kim, Bae 2020, "HiFi-GAN" (arXiv 2010.05646), section 2 and appendix A: convolution, then per stage leaky ReLU,
 transposed convolution and the mean of parallel residual blocks with different kernels and dilations, then leaky ReLU,
-convolution and tanh. (B, C, T) -> (B, S) with S = T * product of the rates. Weight norm is a matter of training and of the
-tables that read checkpoints: weights here are plain.
+convolution and tanh. (B, C, T) -> (B, S) with S = T * product of the rates. Weight norm is a matter of training and of
+the tables that read checkpoints: weights here are plain.
 """
 
 from __future__ import annotations
@@ -17,7 +17,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vivavoce.errors import ConfigError
-from vivavoce.nn.streaming import ENDLESS, Conv1d, ConvTranspose1d, Delay, Edges, behind, join, last, silence, whole
+from vivavoce.nn.streaming import (
+    ENDLESS,
+    Conv1d,
+    ConvTranspose1d,
+    Delay,
+    Edges,
+    behind,
+    join,
+    last,
+    module_list,
+    silence,
+    whole,
+)
+
+
+PIECE_SAMPLES = 1 << 16  # at 32 channels 8 MiB a tensor: larger pieces leave the processor's caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +84,11 @@ class HiFiGANConfig:
 
 
 class ResidualUnit(nn.Module):
-    """x + convolutions of leaky ReLUs of x: two convolutions in blocks of type 1, one in type 2. (B, C, T) -> (B, C, T)."""
+    """(B, C, T) -> (B, C, T): x + convolutions of leaky ReLUs of x, two in blocks of type 1, one in type 2."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]):
         super().__init__()
-        self.convs = nn.ModuleList(Conv1d(channels, channels, kernel_size, dilation=d) for d in dilations)
+        self.convs = module_list(Conv1d(channels, channels, kernel_size, dilation=d) for d in dilations)
         first = self.convs[0]
         self.channels = channels
         self.delay = sum(conv.delay for conv in self.convs)
@@ -119,7 +134,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], block_type: Literal[1, 2]):
         super().__init__()
         second = (1,) if block_type == 1 else ()
-        self.units = nn.ModuleList(ResidualUnit(channels, kernel_size, (d, *second)) for d in dilations)
+        self.units = module_list(ResidualUnit(channels, kernel_size, (d, *second)) for d in dilations)
         self.delay = sum(unit.delay for unit in self.units)
         self.kept = self.units[0].kept
 
@@ -150,7 +165,7 @@ class MeanOfBlocks(nn.Module):
 
     def __init__(self, blocks: list[ResidualBlock], channels: int):
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = module_list(blocks)
         self.channels = channels
         self.delay = max(block.delay for block in blocks)
         self.kept = max(block.kept for block in blocks)
@@ -208,7 +223,7 @@ class HiFiGAN(nn.Module):
         self.hop_length = config.hop_length
         self.pre = Conv1d(config.in_channels, config.channels, 7)
         self.speaker = nn.Linear(config.speaker_dim, config.channels) if config.speaker_dim else None
-        self.upsamples, self.stages = nn.ModuleList(), nn.ModuleList()
+        self.upsamples, self.stages = module_list(list[ConvTranspose1d]()), module_list(list[MeanOfBlocks]())
         channels = config.channels
         for rate, kernel in zip(config.upsample_rates, config.upsample_kernels, strict=True):
             self.upsamples.append(ConvTranspose1d(channels, channels // 2, kernel, rate))
@@ -222,9 +237,23 @@ class HiFiGAN(nn.Module):
         self.lookahead = -(-self.delay // self.hop_length)  # frames
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
-        """The whole wave; ``lengths`` (B,) in frames makes a padded batch equal to its rows alone."""
-        edges = whole(lengths)
-        x = self._colour(self.pre(x, edges), speaker)
+        """The whole wave; ``lengths`` (B,) in frames makes a padded batch equal to its rows alone.
+
+        Without gradients a long wave is made piece by piece, so that its layers stay in the cache and memory is bounded.
+        """
+        frames = max(1, PIECE_SAMPLES // (self.hop_length * x.shape[0]))
+        if torch.is_grad_enabled() or x.shape[-1] <= frames:
+            return self._at_once(x, whole(lengths), speaker)
+        state, pieces = self.init_state(x.shape[0]), []
+        state = state if lengths is None else replace(state, length=lengths)
+        for piece in x.split(frames, dim=-1):
+            wave, state = self.step(piece, state, speaker)
+            pieces.append(wave)
+        pieces.append(self.flush(state, speaker))
+        return torch.cat(pieces, dim=1)[:, self.delay : self.delay + x.shape[-1] * self.hop_length]
+
+    def _at_once(self, x: Tensor, edges: Edges | None, speaker: Tensor | None) -> Tensor:
+        x = self._colour(self.pre(x.to(self.pre.weight.dtype), edges), speaker)
         for rate, upsample, stage in zip(self.config.upsample_rates, self.upsamples, self.stages, strict=True):
             x = upsample(F.leaky_relu_(x, 0.1), edges)
             edges = None if edges is None else edges.upsampled(rate)
@@ -256,7 +285,7 @@ class HiFiGAN(nn.Module):
         edges: Edges | None = Edges(state.position, state.length)
         if self._inside(state, x.shape[-1]) if inside is None else inside:
             edges = None
-        y, pre = self.pre.step(x, state.pre, edges)
+        y, pre = self.pre.step(x.to(self.pre.weight.dtype), state.pre, edges)
         y, edges = self._colour(y, speaker), behind(edges, self.pre.delay)
         stages = []
         for upsample, stage, kept in zip(self.upsamples, self.stages, state.stages, strict=True):
@@ -282,7 +311,7 @@ class HiFiGAN(nn.Module):
     def _colour(self, x: Tensor, speaker: Tensor | None) -> Tensor:
         if self.speaker is None or speaker is None:
             return x
-        return x + self.speaker(speaker)[..., None]
+        return x + self.speaker(speaker.to(x.dtype))[..., None]
 
     def _wave(self, x: Tensor) -> Tensor:
         return torch.tanh_(x).squeeze(1)

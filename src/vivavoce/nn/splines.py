@@ -46,7 +46,7 @@ def spline(
 
 
 def _bins(raw: Tensor, tail: float) -> tuple[Tensor, Tensor]:
-    """Knots where bins begin (..., K + 1 with the last end) and their sizes (..., K), spanning [-tail, tail] exactly."""
+    """Where bins begin (..., K + 1 with the last end) and their sizes (..., K), spanning [-tail, tail] exactly."""
     share = MIN_SIZE + (1 - MIN_SIZE * raw.shape[-1]) * torch.softmax(raw, dim=-1)
     knots = F.pad(share.cumsum(-1), (1, 0)) * (2 * tail) - tail
     knots = torch.cat([knots[..., :-1], torch.full_like(knots[..., :1], tail)], dim=-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vivavoce.nn.streaming import Conv1d, Delay, Edges, behind, join, last, silence
+from vivavoce.nn.streaming import Conv1d, Delay, Edges, behind, join, last, module_list, silence
 
 
 class WaveNet(nn.Module):
@@ -18,10 +18,8 @@ class WaveNet(nn.Module):
     def __init__(self, dim: int, kernel_size: int, dilation_rate: int, n_layers: int, speaker_dim: int = 0):
         super().__init__()
         self.dim = dim
-        self.gates = nn.ModuleList(
-            Conv1d(dim, 2 * dim, kernel_size, dilation=dilation_rate**i) for i in range(n_layers)
-        )
-        self.outputs = nn.ModuleList(Conv1d(dim, 2 * dim if i + 1 < n_layers else dim, 1) for i in range(n_layers))
+        self.gates = module_list(Conv1d(dim, 2 * dim, kernel_size, dilation=dilation_rate**i) for i in range(n_layers))
+        self.outputs = module_list(Conv1d(dim, 2 * dim if i + 1 < n_layers else dim, 1) for i in range(n_layers))
         self.speaker = nn.Linear(speaker_dim, 2 * dim * n_layers) if speaker_dim else None
         self.waits = [Delay(gate.delay) for gate in self.gates]
         self.delay = sum(gate.delay for gate in self.gates)

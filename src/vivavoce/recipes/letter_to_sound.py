@@ -59,7 +59,7 @@ def learn_alignment(entries: dict[str, list[str]], rounds: int = 4) -> dict[str,
             for letter, phone in zip(word, phones, strict=True):
                 counts[letter][phone] += 1
     for letter in LETTERS:
-        counts[letter][""] += 0.2 * counts[letter].total() + 1
+        counts[letter][""] += counts[letter].total() // 5 + 1
     for _ in range(rounds):
         cost = _costs(counts)
         counts = defaultdict(Counter)

@@ -100,7 +100,8 @@ def _reduced(vowel: str, before: str, after: str, index: int, length: int) -> st
         spelled_e = vowel == "IX" and (index == 0 or after == "T")
         return "ᵻ" if ending or prefix or spelled_e else "ɪ"
     if vowel == "IY":
-        return "ᵻ" if prefix and after not in ("Z", "D") else "i"
+        plural = after in ("Z", "D") and index == length - 2
+        return "ᵻ" if prefix and not plural else "i"
     return _VOWELS[vowel]
 
 

@@ -20,11 +20,52 @@ _LETTER_NAMES = {
     **{"w": "D AH1 B AH0 L Y UW0", "y": "W AY1", "z": "Z IY1"},
 }
 
-# Entries of the dictionary that miss a sound or give a rare reading first.
+# Entries of the dictionary that miss a sound or put the rarer reading first.
 _CORRECTIONS = {
     **{"stronger": "S T R AO1 NG G ER0", "strongest": "S T R AO1 NG G AH0 S T", "longer": "L AO1 NG G ER0"},
     **{"ai": "EY2 AY1", "gonna": "G AO1 N AH0", "emoji": "IH0 M OW1 JH IY0", "wifi": "W AY1 F AY2"},
+    **{"email": "IY1 M EY2 L", "thirty": "TH ER1 T IY0", "read": "R IY1 D", "lives": "L IH1 V Z"},
 }
+# Spelled alike, said apart: (as a noun or adjective, as a verb).
+_HETERONYMS = {
+    **{"use": ("Y UW1 S", "Y UW1 Z"), "close": ("K L OW1 S", "K L OW1 Z"), "live": ("L AY1 V", "L IH1 V")},
+    **{"lead": ("L IY1 D", "L IY1 D"), "tear": ("T IH1 R", "T EH1 R"), "wind": ("W IH1 N D", "W AY1 N D")},
+    **{"wound": ("W UW1 N D", "W UW1 N D"), "house": ("HH AW1 S", "HH AW1 Z"), "bow": ("B OW1", "B AW1")},
+    **{"excuse": ("IH0 K S K Y UW1 S", "IH0 K S K Y UW1 Z"), "record": ("R EH1 K ER0 D", "R IH0 K AO1 R D")},
+    **{"present": ("P R EH1 Z AH0 N T", "P R IY0 Z EH1 N T"), "object": ("AA1 B JH EH0 K T", "AH0 B JH EH1 K T")},
+    **{
+        "subject": ("S AH1 B JH EH0 K T", "S AH0 B JH EH1 K T"),
+        "project": ("P R AA1 JH EH0 K T", "P R AH0 JH EH1 K T"),
+    },
+    **{"permit": ("P ER1 M IH0 T", "P ER0 M IH1 T"), "perfect": ("P ER1 F IX0 K T", "P ER0 F EH1 K T")},
+    **{"produce": ("P R OW1 D UW0 S", "P R AH0 D UW1 S"), "conduct": ("K AA1 N D AH0 K T", "K AH0 N D AH1 K T")},
+    **{
+        "contract": ("K AA1 N T R AE0 K T", "K AH0 N T R AE1 K T"),
+        "contest": ("K AA1 N T EH0 S T", "K AH0 N T EH1 S T"),
+    },
+    **{
+        "content": ("K AA1 N T EH0 N T", "K AH0 N T EH1 N T"),
+        "conflict": ("K AA1 N F L IH0 K T", "K AH0 N F L IH1 K T"),
+    },
+    **{"increase": ("IH1 N K R IY0 S", "IH0 N K R IY1 S"), "decrease": ("D IY1 K R IY0 S", "D IH0 K R IY1 S")},
+    **{"import": ("IH1 M P AO0 R T", "IH0 M P AO1 R T"), "export": ("EH1 K S P AO0 R T", "IH0 K S P AO1 R T")},
+    **{"insult": ("IH1 N S AH0 L T", "IH0 N S AH1 L T"), "progress": ("P R AA1 G R EH0 S", "P R AH0 G R EH1 S")},
+    **{"protest": ("P R OW1 T EH0 S T", "P R AH0 T EH1 S T"), "rebel": ("R EH1 B AH0 L", "R IH0 B EH1 L")},
+    **{"refund": ("R IY1 F AH0 N D", "R IH0 F AH1 N D"), "reject": ("R IY1 JH EH0 K T", "R IH0 JH EH1 K T")},
+    **{"suspect": ("S AH1 S P EH0 K T", "S AH0 S P EH1 K T"), "desert": ("D EH1 Z ER0 T", "D IH0 Z ER1 T")},
+    **{
+        "estimate": ("EH1 S T AH0 M AH0 T", "EH1 S T AH0 M EY2 T"),
+        "separate": ("S EH1 P R AH0 T", "S EH1 P ER0 EY2 T"),
+    },
+    **{"graduate": ("G R AE1 JH UW0 AH0 T", "G R AE1 JH UW0 EY2 T"), "minute": ("M IH1 N IX0 T", "M IH1 N IX0 T")},
+}
+_BEFORE_VERBS = frozenset(
+    str.split(
+        "to will would can could shall should may might must do does did don't doesn't didn't can't couldn't won't "
+        "wouldn't shouldn't i you we they who i'll you'll we'll they'll he'll she'll let's please not never always"
+    )
+)
+_CONTRACTIONS = {"n't": "AH0 N T", "'ve": "AH0 V", "'ll": "AH0 L", "'re": "ER0", "'d": "D"}
 
 
 def pack(entries: dict[str, list[str]], note: str) -> bytes:
@@ -83,9 +124,12 @@ def pronounce(word: str) -> list[str]:
     """ARPAbet phones for any word of a to z and apostrophes, lower case; an empty list only for no letters."""
     if word in _CORRECTIONS:
         return _CORRECTIONS[word].split()
-    phones = look_up(word) or _by_ending(word) or _compound(word)
+    phones = look_up(word) or (None if word.endswith(tuple(_CONTRACTIONS)) else _by_ending(word) or _compound(word))
     if phones:
         return phones
+    for end, sounds in _CONTRACTIONS.items():
+        if word.endswith(end) and len(word) > len(end):
+            return pronounce(word[: -len(end)]) + sounds.split()
     letters = word.replace("'", "")
     if not letters:
         return []
@@ -96,6 +140,12 @@ def pronounce(word: str) -> list[str]:
     if word.endswith("'s"):
         return plural(pronounce(word[:-2]))
     return guess(letters)
+
+
+def heteronym(word: str, before: str) -> list[str] | None:
+    """Phones of a word like "record" by the word ``before`` it ("to" and "we" call for the verb), or None."""
+    readings = _HETERONYMS.get(word)
+    return readings[before in _BEFORE_VERBS].split() if readings else None
 
 
 def _stem(*spellings: str) -> list[str] | None:
@@ -133,7 +183,7 @@ def _by_ending(word: str) -> list[str] | None:
     if word.endswith("ness") and (phones := _stem(word[:-4])):
         return [*phones, "N", "AH0", "S"]
     if word.startswith("un") and (phones := _stem(word[2:])):
-        return ["AH0", "N", *phones]
+        return ["AH2", "N", *phones]
     return None
 
 

@@ -36,7 +36,7 @@ _MONTH_NUMBER = {
     **{name[:3]: n for n, name in enumerate(_MONTHS, start=1)},
     "Sept": 9,
 }
-_MONTH = "(" + "|".join(sorted(_MONTH_NUMBER, key=len, reverse=True)) + r")\b\.?"
+_MONTH = "(" + "|".join(sorted(_MONTH_NUMBER, key=len, reverse=True)) + r")\b(?:\.(?=,? ?\d))?"
 
 _SCALE = {
     **{"k": "thousand", "K": "thousand", "m": "million", "M": "million", "mn": "million", "mm": "million"},
@@ -44,6 +44,8 @@ _SCALE = {
     **{"tn": "trillion", "thousand": "thousand", "million": "million", "billion": "billion", "trillion": "trillion"},
 }
 _SCALE_PATTERN = "(?:" + "|".join(sorted(_SCALE, key=len, reverse=True)) + r")\b"
+# Without a currency sign fewer of them are safe: "Room 5B", "20 m".
+_BARE_SCALE = r"(?:k|K|M|bn|mn|tn|thousand|million|billion|trillion)\b"
 _CURRENCY = {
     "$": ("dollar", "dollars", "cent", "cents"),
     "€": ("euro", "euros", "cent", "cents"),
@@ -115,10 +117,11 @@ _ABBREVIATIONS = {
     **{"i.e.": "that is", "cf.": "compare", "et al.": "and others", "approx.": "approximately", "est.": "estimated"},
     **{"incl.": "including", "excl.": "excluding", "misc.": "miscellaneous", "dept.": "department"},
     **{"a.k.a.": "also known as", "ca.": "circa", "viz.": "namely", "govt.": "government", "Govt.": "Government"},
-    **{"Ph.D.": "PhD", "M.D.": "MD", "B.A.": "BA", "M.A.": "MA", "B.Sc.": "BSc", "M.Sc.": "MSc", "D.C.": "DC"},
+    **{"Ph.D.": "PhD", "B.Sc.": "BSc", "M.Sc.": "MSc"},
     **{"Mon.": "Monday", "Tue.": "Tuesday", "Tues.": "Tuesday", "Wed.": "Wednesday", "Thu.": "Thursday"},
     **{"Thurs.": "Thursday", "Fri.": "Friday", "Jan.": "January", "Feb.": "February", "Aug.": "August"},
     **{"Sept.": "September", "Oct.": "October", "Nov.": "November", "Dec.": "December", "Apr.": "April"},
+    **{"WWI": "World War one", "WWII": "World War two"},
     **{"w/o": "without", "w/": "with", "b/c": "because", "vs": "versus", "aka": "also known as"},
 }
 # Before a number only.
@@ -374,6 +377,8 @@ _RULES: list[Rule] = [
             r"(?<![\w.-])[a-z][a-z0-9-]{0,63}(?:\.[a-z0-9-]{1,63}){0,4}\.(?:com|org|net|edu|gov|io|ai|dev|co\.uk)\b(?:/[\w./-]*\w)?",
             _url,
         ),
+        # acronyms with dots
+        (rf"(?<![\w.])((?:[A-Z]\.){{2,}}){_AT_END}", _dotted),
         # dates
         (r"(?<!\d)(\d{4})-(\d\d)-(\d\d)(?!\d)", _iso_date),
         (r"(?<![\d/])(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)(?![\d/])", _numeric_date),
@@ -388,28 +393,37 @@ _RULES: list[Rule] = [
         # times
         (r"\b(\d{1,2}):(\d\d)(?::(\d\d))?(?:\s?([ap]\.m\.|[AP]\.M\.|[ap]m\b|[AP]M\b))?(?![:\d])", _time),
         (r"\b(\d{1,2})\s?([ap]\.m\.|[AP]\.M\.|[ap]m\b|[AP]M\b)", _full_hour),
+        (r"(?<![\d:.])(\d{1,3}):(\d{1,3})(?![\d:])", _words(r"\1 to \2")),
         # telephone numbers
         (r"(?<![\w.])\+\d{1,3}(?:[ .-]\(?\d{2,4}\)?){2,4}(?!\w)", _phone),
         (r"(?<![\w.])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?!\w)", _phone),
         (r"(?<![\w.-])\d{3}-\d{4}(?![\w-])", _phone),
         # money
+        (r"\b(\d+),(\d\d)\s?€", _words(r"\1.\2 €")),
+        (r"([$€£¥₹]\d[\d.,]*\d|[$€£¥₹]\d)/(?=[a-z])", _words(r"\1 per ")),
         (rf"(?:US|CA|AU)?([$€£¥₹])({NUMBER})\s?[-–]\s?\1?({NUMBER})(\s?{_SCALE_PATTERN})?", _money_range),
         (rf"(-)?(?:US|CA|AU)?([$€£¥₹])\s?({NUMBER})(\s?{_SCALE_PATTERN})?", _money_first),
         (rf"{_START}({NUMBER})(\s?{_SCALE_PATTERN})?\s?([€£¥₹])", lambda f: _money(f[3], f[1], f[2] or "")),
         (rf"{_START}({NUMBER})\s?¢", lambda found: f"{decimal_words(found[1])} cent{'s' * (found[1] != '1')}"),
         # ranges, then what carries a unit
         (rf"{_START}({NUMBER})\s?(%|°[CF]?)?(?:\s?[–—]\s?|-){_RANGE_END}", _words(r"\1 to ")),
+        (r"(?<!\w)'(\d\d)\b(?!')", lambda found: number_words(int(found[1])) if found[1] > "09" else found[0]),
+        (
+            r"\b(\d{1,3}) ft\.? (\d{1,2}) in\b\.?",
+            lambda f: f"{number_words(int(f[1]))} feet {number_words(int(f[2]))} inches",
+        ),
+        (r"(?<![\w.,])(\d{3,9})s\b", lambda found: decade_words(int(found[1]))),
         (r"\b(\d)'\s?(\d{1,2})(?:\"|'')", lambda f: f"{number_words(int(f[1]))} foot {number_words(int(f[2]))}"),
         (
             rf"(?:(?<=\s)|^|(?<=\())(-?(?:{NUMBER}))\s?(?:(?<=\s)|(?![A-Z](?![A-Za-z])))"
-            rf"{_any(_UNITS)}(?<![.])([²³]|\^?[23](?!\d))?(?:/{_any(_PER)})?(?![\w°])",
+            rf"{_any(_UNITS)}(?<![.])([²³]|\^?[23](?!\d))?(?:/{_any(_PER)})?(?![\w°])(?:\.(?=\s[a-z]))?",
             _unit,
         ),
         (
             rf"(?<!\d)({NUMBER}) in\.",
             lambda found: f"{decimal_words(found[1])} {'inch' if found[1] == '1' else 'inches'}",
         ),
-        (rf"(?<!\d)({NUMBER})\s?({_SCALE_PATTERN})", lambda found: f"{decimal_words(found[1])} {_SCALE[found[2]]}"),
+        (rf"(?<!\d)({NUMBER})\s?({_BARE_SCALE})", lambda found: f"{decimal_words(found[1])} {_SCALE[found[2]]}"),
         # fractions, ordinals
         (r"(?<![\w./])(?:(\d+) )?(\d{1,3})/(\d{1,3})(?![\w/])", _fraction),
         (
@@ -429,7 +443,7 @@ _RULES: list[Rule] = [
         (r"\bCo\.(?=,| (?:[a-z]|Ltd|Inc))", _words("Company")),
         (rf"(?<![\w./]){_any(_ABBREVIATIONS)}(?![\w/]){_AT_END}", _abbreviation),
         (r"\b([ap]\.m|[AP]\.M)\.", lambda found: found[1].replace(".", "").upper()),
-        (rf"(?<![\w.])((?:[A-Z]\.){{2,}}){_AT_END}", _dotted),
+        (r"(^|(?<!\w)[A-Z][a-z]+ |(?<!\w)[A-Z]\.? )([A-HJ-Z])\. (?=[A-Z])", _words(r"\1\2 ")),
         # numbers that are left
         (r"(?<![\w.])v(?=\d+\.\d)", _words("version ")),
         (

@@ -60,6 +60,8 @@ def _load_espeak() -> ctypes.CDLL:
 class EspeakPhonemizer:
     """espeak-ng's phonemes for ``voice`` (e.g. ``en-us``, ``de``, ``fr-fr``), by Piper's rules.
 
+    A region that the library does not list falls back to its language (``en-gb`` is its plain ``en``).
+
     The library keeps one state a process: all instances share it behind a lock, so calls are thread-safe.
     Raises MissingExtraError without the ``phonemes`` extra and UnknownNameError for a voice espeak does not have.
     """
@@ -72,18 +74,20 @@ class EspeakPhonemizer:
     def _select(self, library: ctypes.CDLL) -> None:
         global _espeak_voice
         if _espeak_voice != self.voice:
-            if library.espeak_SetVoiceByName(self.voice.encode()) != 0:
+            names = (self.voice, self.voice.split("-")[0])
+            if all(library.espeak_SetVoiceByName(name.encode()) != 0 for name in names):
                 raise UnknownNameError(
                     f"espeak-ng has no voice {self.voice!r}: use a language code such as en-us or de"
                 )
             _espeak_voice = self.voice
 
     def __call__(self, sentence: str) -> list[str]:
-        text = sentence.replace("\0", " ")
+        clauses = []
         with _espeak_lock:
             library = _load_espeak()
             self._select(library)
-            clauses = self._read(library, text)
+            for text in _safe_texts(sentence.replace("\0", " ")):
+                clauses += self._read(library, text)
         return _symbols(clauses)
 
     @staticmethod
@@ -104,15 +108,27 @@ class EspeakPhonemizer:
         return clauses
 
 
+def _safe_texts(text: str) -> list[str]:
+    """The text cut where more than 200 characters stand between two clause marks, or 80 without a space: on denser text
+    the library overruns its own buffers (1.52 aborts the process from about 300 characters of "a.a.a.")."""
+    text = re.sub(r"(\S{80})(?=\S)", r"\1 ", text)
+    out = [""]
+    for stretch in re.findall(r"(?s).+?(?:[,;:?!]\s+(?=[A-Za-z])|\.\s+(?=[A-Z][a-z])|$)", text):
+        if len(stretch) <= 200:
+            out[-1] += stretch
+        else:
+            out += [*re.findall(r"(?s).{1,200}(?=\s|$)|.{1,200}", stretch), ""]
+    return out
+
+
 def _closing_mark(consumed: str, last: bool) -> str:
     """The mark that ended a clause, from the text espeak read for it: up to one character after the mark, or two
     where quotes stand between, because it looks ahead to see whether a new clause begins."""
     look_ahead = "" if last else r"[\w(\[\"'“‘]?"
-    found = re.search(rf"({_MARK_CLASS})[^\w({_MARK_CLASS[1:-1]}]*(?:{_MARK_CLASS}[^\w(]*)*{look_ahead}$", consumed)
+    found = re.search(rf"({_MARK_CLASS}+)[^\w(]*{look_ahead}$", consumed[-40:])
     if not found:
         return ""
-    run = re.match(rf"{_MARK_CLASS}+", consumed[found.start() :])
-    return "," if run and run[0].startswith("..") else _MARKS[found[1]]
+    return "," if found[1].startswith("..") else _MARKS[found[1][0]]
 
 
 # Words that are said weakly inside a sentence, and how. At the end of a clause prepositions and auxiliaries get their
@@ -155,7 +171,7 @@ _ALWAYS_WEAK = set(
 )
 # A weak word runs into a following "the", as it does in speech.
 _JOINS_THE = set(str.split("of in on for from that with was"))
-_READ_AS_LETTERS = {"us", "it", "am", "ok", "ai"}
+_READ_AS_LETTERS = {"us", "it", "am", "ok", "ai", "aaa"}
 _VOWEL_SOUNDS = "aæɐɑɒɔəɚɛɜeɪiᵻoʊuʌ"
 
 
@@ -174,38 +190,36 @@ class LexiconPhonemizer:
 
 def _clause(text: str) -> str:
     """Phonemes of text without punctuation: words joined by spaces, except across hyphens and before a weak "the"."""
+    text = re.sub(r"(?<=[a-z])(?=[A-Z]{2})", "-", text)
     found = re.findall(r"([^\W_]+(?:'[^\W_]+)*'?)(-(?=\w))?", text)
     words = [word for word, _ in found]
     if len(words) > 1 and all(word.isupper() for word in words):
         words = [word.lower() for word in words]
-    sounds = [_word(word, index == 0, index == len(words) - 1) for index, word in enumerate(words)]
+    before = ["", *(word.lower() for word in words)]
+    sounds = [_word(word, before[index], index == len(words) - 1) for index, word in enumerate(words)]
+    said = [(words[i].lower(), sound, found[i][1]) for i, sound in enumerate(sounds) if sound]
     out = []
-    for index, (word, sound) in enumerate(zip(words, sounds, strict=True)):
-        if not sound:
-            continue
-        following = next((later for later in sounds[index + 1 :] if later), "")
-        joins = word.lower() in _JOINS_THE and words[index + 1 : index + 2] == ["the"]
-        if joins and sound == "fɔːɹ":
-            sound = "fɚ"
-        out.append(_linked(word.lower(), sound, following.lstrip("ˈˌ")[:1]))
-        if following and not joins and not found[index][1]:
-            out.append(" ")
+    for (word, sound, hyphen), (after, following, _) in zip(said, [*said[1:], ("", "", "")], strict=False):
+        joins = word in _JOINS_THE and after == "the"
+        linked = "fɚ" if joins and word == "for" else _linked(word, sound, following.lstrip("ˈˌ")[:1])
+        out.append(linked + ("" if joins or hyphen or not following else " "))
     return "".join(out)
 
 
-def _word(word: str, first: bool, last: bool) -> str:
-    """One word's phonemes: letters, weak form or dictionary form, by its capitals and its place in the clause."""
+def _word(word: str, before: str, last: bool) -> str:
+    """One word's phonemes: letters, weak form or dictionary form, by its capitals, the word before it and its place."""
     lower = unicodedata.normalize("NFKD", word.lower())
     plain = "".join(char for char in lower if char in "abcdefghijklmnopqrstuvwxyz'")
     if plain == "a":
-        return "ɐ" if not last and (word == "a" or first) else to_ipa(lexicon.spell("a"))
+        return "ɐ" if not last and (word == "a" or not before) else to_ipa(lexicon.spell("a"))
     if word.isupper() and len(plain) > 1 and _is_acronym(plain):
         return to_ipa(lexicon.spell(plain))
-    if word.endswith("s") and word[:-1].isupper() and 2 <= len(word) - 1 <= 5:
-        return to_ipa(lexicon.plural(lexicon.spell(plain[:-1])))
+    letters, end = (plain.removesuffix("'s"), "'s") if plain.endswith("'s") else (plain[:-1], "s")
+    if word.endswith(end) and word.removesuffix(end).isupper() and 2 <= len(letters) <= 5:
+        return to_ipa(lexicon.plural(lexicon.spell(letters)))
     if plain in _WEAK and (not last or plain in _ALWAYS_WEAK):
         return _WEAK[plain]
-    return to_ipa(lexicon.pronounce(plain.strip("'") or plain))
+    return to_ipa(lexicon.heteronym(plain, before) or lexicon.pronounce(plain.strip("'") or plain))
 
 
 def _is_acronym(plain: str) -> bool:

@@ -1,7 +1,7 @@
 """Text to speech. A voice turns text into :class:`Speech`; each system is one file of this folder.
 
-    synthesize(text, *, voice=None, language=None, generator=None) -> Speech
-    stream(text or iterator of text, ...) -> iterator of waves (S,)
+synthesize(text, *, voice=None, language=None, generator=None) -> Speech
+stream(text or iterator of text, ...) -> iterator of waves (S,)
 """
 
 from __future__ import annotations

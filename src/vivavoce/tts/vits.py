@@ -8,9 +8,9 @@ Kim, Kong, Son 2021, "Conditional Variational Autoencoder with Adversarial Learn
     training   wave -> spectrogram -> posterior encoder -> latent -> flow -> compared with the prior a frame,
                along the best monotonic alignment, whose durations the duration predictor learns
 
-Bricks: ``nn/hifigan.py`` (decoder), ``nn/coupling.py`` and ``nn/wavenet.py`` (flow, posterior), ``nn/splines.py`` (duration
-flow), ``nn/alignment.py`` (alignment search). The flow and the decoder look a fixed number of frames ahead, so both stream
-exactly: sound leaves long before the sentence is decoded.
+Bricks: ``nn/hifigan.py`` (decoder), ``nn/coupling.py`` and ``nn/wavenet.py`` (flow, posterior), ``nn/splines.py``
+(duration flow), ``nn/alignment.py`` (alignment search). The flow and the decoder look a fixed number of frames ahead,
+so both stream exactly: sound leaves long before the sentence is decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vivavoce.nn.alignment import expand, gaussian_scores, monotonic_path
 from vivavoce.nn.coupling import CouplingFlow
 from vivavoce.nn.hifigan import HiFiGAN, HiFiGANConfig, HiFiGANState
 from vivavoce.nn.splines import spline
-from vivavoce.nn.streaming import ENDLESS, Conv1d, Edges, whole
+from vivavoce.nn.streaming import ENDLESS, Conv1d, Edges, module_list, whole
 from vivavoce.nn.wavenet import WaveNet
 
 Draw = Tensor | Callable[[tuple[int, ...]], Tensor]  # random numbers as a tensor, or a function from shape to tensor
@@ -141,7 +141,8 @@ class RelativeAttention(nn.Module):
         for column, offset in self._offsets(x.shape[1]):
             start, end = max(0, -offset), min(x.shape[1], x.shape[1] - offset)
             scores.diagonal(offset, -2, -1).add_(near[:, :, start:end, column])
-        weights = self.dropout(torch.softmax(scores.masked_fill(~mask[:, None, None], -1e4), dim=-1))
+        scores = scores + (~mask[:, None, None]) * -1e4
+        weights = self.dropout(torch.softmax(scores, dim=-1))
         out = weights @ value
         band = torch.zeros_like(near)
         for column, offset in self._offsets(x.shape[1]):
@@ -180,7 +181,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(config.n_symbols, config.dim)
         nn.init.normal_(self.embedding.weight, std=config.dim**-0.5)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
+        self.layers = module_list(EncoderLayer(config) for _ in range(config.n_layers))
         self.prior = nn.Linear(config.dim, 2 * config.latent_dim)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,11 +201,11 @@ class DilatedStack(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int, n_layers: int, dropout: float = 0.0):
         super().__init__()
-        self.depthwise = nn.ModuleList(
+        self.depthwise = module_list(
             Conv1d(dim, dim, kernel_size, dilation=kernel_size**i, groups=dim) for i in range(n_layers)
         )
-        self.pointwise = nn.ModuleList(nn.Linear(dim, dim) for _ in range(n_layers))
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * n_layers))
+        self.pointwise = module_list(nn.Linear(dim, dim) for _ in range(n_layers))
+        self.norms = module_list(nn.LayerNorm(dim) for _ in range(2 * n_layers))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
@@ -262,7 +263,7 @@ class DurationPosterior(nn.Module):
         self.stack = DilatedStack(dim, config.duration_kernel, 3, config.duration_dropout)
         self.proj = Conv1d(dim, dim, 1)
         self.affine = Affine()
-        self.flows = nn.ModuleList(SplineCoupling(dim, config.duration_kernel) for _ in range(config.n_duration_flows))
+        self.flows = module_list(SplineCoupling(dim, config.duration_kernel) for _ in range(config.n_duration_flows))
 
     def forward(self, durations: Tensor, hidden: Tensor, edges: Edges, noise: Tensor) -> tuple[Tensor, Tensor]:
         """durations (B, 1, L), noise (B, 2, L) -> [log(duration - u), extra channel] (B, 2, L) and its log q (B,)."""
@@ -293,7 +294,7 @@ class StochasticDurations(nn.Module):
         self.affine = Affine()
         # The published synthesis leaves the first spline out, so it exists for the likelihood only.
         self.first_flow = SplineCoupling(dim, config.duration_kernel) if config.trainable else None
-        self.flows = nn.ModuleList(
+        self.flows = module_list(
             SplineCoupling(dim, config.duration_kernel) for _ in range(config.n_duration_flows - 1)
         )
         self.posterior = DurationPosterior(config) if config.trainable else None
@@ -305,9 +306,7 @@ class StochasticDurations(nn.Module):
             z, _ = flow(z.flip(1), hidden, edges, inverse=True)
         return self.affine.inverse(z.flip(1), edges)[:, 0]
 
-    def loss(
-        self, x: Tensor, edges: Edges, durations: Tensor, noise: Tensor, speaker: Tensor | None = None
-    ) -> Tensor:
+    def loss(self, x: Tensor, edges: Edges, durations: Tensor, noise: Tensor, speaker: Tensor | None = None) -> Tensor:
         """Upper bound on the negative log-likelihood (B,) of durations (B, L), summed over positions."""
         if self.posterior is None or self.first_flow is None:
             raise ConfigError("these weights hold inference parts only: create VITS with trainable=True to train")
@@ -332,10 +331,10 @@ class PlainDurations(nn.Module):
     def __init__(self, config: VITSConfig):
         super().__init__()
         dim = config.duration_dim
-        self.convs = nn.ModuleList(
+        self.convs = module_list(
             [Conv1d(config.dim, dim, config.duration_kernel), Conv1d(dim, dim, config.duration_kernel)]
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.norms = module_list(nn.LayerNorm(dim) for _ in range(2))
         self.proj = Conv1d(dim, 1, 1)
         self.speaker = nn.Linear(config.speaker_dim, config.dim) if config.speaker_dim else None
         self.dropout = nn.Dropout(config.duration_dropout)
@@ -349,9 +348,7 @@ class PlainDurations(nn.Module):
             x = self.dropout(norm(torch.relu(conv(x, edges)).transpose(1, 2)).transpose(1, 2))
         return edges.clear(self.proj(edges.clear(x)))[:, 0]
 
-    def loss(
-        self, x: Tensor, edges: Edges, durations: Tensor, noise: Tensor, speaker: Tensor | None = None
-    ) -> Tensor:
+    def loss(self, x: Tensor, edges: Edges, durations: Tensor, noise: Tensor, speaker: Tensor | None = None) -> Tensor:
         """Squared error of the logarithm (B,), summed over positions."""
         target = edges.clear(torch.log(durations[:, None] + 1e-6))[:, 0]
         return (self(x, edges, noise, speaker) - target).square().sum(1)
@@ -394,7 +391,7 @@ class Prior(NamedTuple):
 
 
 class VITSTerms(NamedTuple):
-    """Pieces of the loss: ``kl`` and ``duration`` are means; ``latent`` (B, C, T) goes to the decoder; path (B, L, T)."""
+    """Pieces of the loss: means ``kl`` and ``duration``, ``latent`` (B, C, T) for the decoder, path (B, L, T)."""
 
     kl: Tensor
     duration: Tensor
@@ -448,8 +445,8 @@ class VITS(nn.Module):
         duration_noise_scale: float = 0.8,
         length_scale: float = 1.0,
         speaker: Tensor | None = None,
-    ) -> tuple[Tensor, Prior]:
-        """tokens (B, L), lengths (B,) [, speaker (B,)] -> wave (B, S), zeros never trimmed, and the prior with durations.
+    ) -> tuple[Tensor, Tensor]:
+        """tokens (B, L), lengths (B,) [, speaker (B,)] -> wave (B, S) and durations (B, L) in frames.
 
         ``noise`` has the shape (B, C, T) and ``duration_noise`` (B, 2, L); T is known only inside, so pass a function
         from shape to tensor where the length matters.
@@ -462,7 +459,7 @@ class VITS(nn.Module):
             length_scale=length_scale,
             speaker=speaker,
         )
-        return self.decode(prior.sample(noise, noise_scale), prior.lengths, speaker), prior
+        return self.decode(prior.sample(noise, noise_scale), prior.lengths, speaker), prior.durations
 
     def prior(
         self,
@@ -497,7 +494,7 @@ class VITS(nn.Module):
         return VITSState(position, torch.full_like(position, ENDLESS), flow, decoder)
 
     def begin(self, sample: Tensor, speaker: Tensor | None = None) -> tuple[Tensor, VITSState]:
-        """The first piece (B, C, T) of streams that start together, T > flow.delay: as ``step`` on a fresh state, but the
+        """The first piece (B, C, T) of streams that start together, T > flow.delay: ``step`` on a fresh state, but the
         decoder is spared the frames before the start: (T - flow.delay) * hop_length samples, of which the first
         ``decoder.delay`` lie before the wave."""
         vector, state = self.speaker_vector(speaker), self.init_state(sample.shape[0])
@@ -531,9 +528,7 @@ class VITS(nn.Module):
         )
         return self.step(empty, ended, speaker, inside=False)[0]
 
-    def convert(
-        self, spectrogram: Tensor, lengths: Tensor, source: Tensor, target: Tensor, *, noise: Draw
-    ) -> Tensor:
+    def convert(self, spectrogram: Tensor, lengths: Tensor, source: Tensor, target: Tensor, *, noise: Draw) -> Tensor:
         """The words of a spectrogram (B, F, T) spoken by ``target`` (B,) instead of ``source`` (B,) (section 2.4)."""
         edges, before, after = whole(lengths), self.speaker_vector(source), self.speaker_vector(target)
         latent, _, _ = self._posterior(spectrogram, edges, noise, before)
@@ -565,9 +560,7 @@ class VITS(nn.Module):
         bound = self.duration_predictor.loss(hidden, text_edges, path.sum(2), extra, vector)
         mean, log_scale = mean @ path, log_scale @ path
         kl = log_scale - posterior_log_scale - 0.5 + 0.5 * (mapped - mean) ** 2 * torch.exp(-2 * log_scale)
-        return VITSTerms(
-            edges.clear(kl).sum() / frame_lengths.sum(), bound.sum() / lengths.sum(), latent, path
-        )
+        return VITSTerms(edges.clear(kl).sum() / frame_lengths.sum(), bound.sum() / lengths.sum(), latent, path)
 
     def speaker_vector(self, speaker: Tensor | None) -> Tensor | None:
         """Speaker numbers (B,) -> vectors (B, G); None without speakers."""

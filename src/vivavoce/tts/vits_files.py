@@ -1,6 +1,6 @@
-"""Published VITS files to models: sizes read off the tensors (or a transformers config.json), weights through the tables.
+"""Published VITS files to models: sizes off the tensors (or a transformers config.json), weights through the tables.
 
-    authors' G_*.pth | transformers folder | Piper voice.onnx  ->  VITSConfig, VITS
+authors' G_*.pth | transformers folder | Piper voice.onnx  ->  VITSConfig, VITS
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def open_vits(path: str | Path, *, sample_rate: int = 22_050) -> VITS:
 def from_original(shapes: Shapes, sample_rate: int = 22_050) -> VITSConfig:
     """Sizes from the tensor shapes of the authors' layout or of Piper's.
 
-    Head count, dilations and the window's place are not in the shapes: every published model has 2 heads and the paper's
-    dilations, and upsampling kernels of twice the rate.
+    Dilations and upsampling rates are not in the shapes: every published model has the paper's dilations and
+    upsampling kernels of twice the rate.
     """
     embedding = shapes["enc_p.emb.weight"] if "enc_p.emb.weight" in shapes else shapes["sid"]
     relative = shapes["enc_p.encoder.attn_layers.0.emb_rel_k"]
@@ -91,9 +91,7 @@ def from_transformers(published: Mapping[str, Any]) -> VITSConfig:
             ffn_dim=published["ffn_dim"],
             ffn_kernel=published["ffn_kernel_size"],
             durations="stochastic" if stochastic else "deterministic",
-            duration_dim=published["hidden_size"]
-            if stochastic
-            else published["duration_predictor_filter_channels"],
+            duration_dim=published["hidden_size"] if stochastic else published["duration_predictor_filter_channels"],
             duration_kernel=published["duration_predictor_kernel_size"],
             n_duration_flows=published["duration_predictor_num_flows"],
             latent_dim=published["flow_size"],

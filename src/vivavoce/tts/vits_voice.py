@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vivavoce.checkpoints.read import read_json
 from vivavoce.errors import CheckpointError, ConfigError, UnknownNameError, nearest
+from vivavoce.nn.streaming import bfloat16_pays
 from vivavoce.text.chunking import ClauseChunker, sentences
 from vivavoce.text.normalize import normalize_english
 from vivavoce.tts import Span, Speech
@@ -26,7 +27,7 @@ from vivavoce.tts.vits_files import open_vits
 Phonemize = Callable[[str], list[str]]
 
 FIRST_FRAMES = 26  # 0.3 s at 22 kHz and hop 256: enough to play while the next piece is made
-PIECE_FRAMES = 128  # larger pieces gain little and leave the processor's cache
+PIECE_FRAMES = 256  # larger pieces gain nothing and leave the processor's cache
 MARKS = frozenset(".,:;?!()\"'-—…¡¿«»“”")
 
 
@@ -40,7 +41,7 @@ class Symbols:
     eos: str = "$"
 
     def encode(self, phonemes: list[str]) -> tuple[list[int], list[tuple[str, int, int]]]:
-        """Token numbers, and for each known symbol (symbol, first token, token past its pad); unknown ones are dropped."""
+        """Token numbers, and for each known symbol (symbol, first token, token past its pad); others are dropped."""
         pad = list(self.ids.get(self.pad, ()))
         tokens, places = [*self.ids.get(self.bos, ()), *pad], []
         for symbol in phonemes:
@@ -90,7 +91,7 @@ class VITSVoice:
         noise_scale: float | None = None,
         generator: int | torch.Generator | None = None,
     ) -> Speech:
-        """The whole text as sound with word and phoneme times; ``generator`` (a seed or torch's) makes it repeatable."""
+        """The whole text as sound with word and phoneme times; ``generator`` (a seed, or torch's) repeats it."""
         waves: list[np.ndarray] = []
         words: list[Span] = []
         phonemes: list[Span] = []
@@ -137,7 +138,9 @@ class VITSVoice:
 
     def _sentences(self, text: str | Iterable[str], language: str | None) -> Iterator[str]:
         if language is not None and language.lower().split("-")[0] != self.language.lower().split("-")[0]:
-            raise UnknownNameError(f"this voice speaks {self.language}, not {language}: choose a voice of that language")
+            raise UnknownNameError(
+                f"this voice speaks {self.language}, not {language}: choose a voice of that language"
+            )
         if isinstance(text, str):
             yield from sentences(self.normalize(text))
             return
@@ -245,6 +248,13 @@ class VITSVoice:
         if not 0 <= number < count:
             raise UnknownNameError(f"this model has the voices 0 to {count - 1}, not {number}")
         return torch.tensor([number], device=next(self.model.parameters()).device)
+
+
+def lighten(voice: VITSVoice) -> VITSVoice:
+    """Turn the voice's decoder to bfloat16 where convolutions are faster so: about half the work, noise 40 dB down."""
+    if bfloat16_pays(next(voice.model.parameters()).device.type):
+        voice.model.decoder.bfloat16()
+    return voice
 
 
 def open_piper(path: str | Path, phonemize: Phonemize | None = None) -> VITSVoice:

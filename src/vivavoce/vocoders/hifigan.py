@@ -26,7 +26,9 @@ def from_original(published: Mapping[str, Any]) -> HiFiGANConfig:
             block_dilations=tuple(tuple(row) for row in published["resblock_dilation_sizes"]),
         )
     except KeyError as error:
-        raise ConfigError(f"this HiFi-GAN configuration lacks {error}: give the config.json of the checkpoint") from None
+        raise ConfigError(
+            f"this HiFi-GAN configuration lacks {error}: give the config.json of the checkpoint"
+        ) from None
 
 
 def from_parallel_wavegan(published: Mapping[str, Any]) -> HiFiGANConfig:

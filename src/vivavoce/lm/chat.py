@@ -1,0 +1,145 @@
+"""A language model as a partner in conversation: ChatML turns in, text piece by piece out.
+
+What was computed once is kept: a new prompt that begins like the last one (system prompt, earlier turns) costs only its
+new tokens. Rolling back is setting positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+
+from vivavoce.errors import ConfigError
+from vivavoce.lm.llama import Llama
+from vivavoce.search.sampling import SamplingOptions, period, sample
+from vivavoce.text.chunking import sentences
+from vivavoce.text.tokenizer import Tokenizer
+
+SYSTEM = (
+    "You are a friendly voice assistant. Answer truthfully in one short sentence that can be read aloud. "
+    "No lists, no code, no symbols. If you do not know, say so."
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+class TextModel(Protocol):
+    """What answers in a dialogue: our own chat model, or a remote one."""
+
+    name: str
+
+    def warm(self) -> None:
+        """Do ahead of time whatever does not depend on the question."""
+        ...
+
+    def reply(self, messages: Sequence[Message]) -> Iterator[str]:
+        """Pieces of the answer to the last message, as they are written."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """``max_sentences`` cuts the answer (0: no cut); ``max_tokens`` bounds it."""
+
+    system: str = SYSTEM
+    max_tokens: int = 120
+    max_sentences: int = 1
+    sampling: SamplingOptions = SamplingOptions()
+    capacity: int = 2048  # tokens of conversation kept
+
+
+class ChatModel:
+    """A ChatML-trained Llama or Qwen2. One conversation at a time; not thread-safe."""
+
+    def __init__(self, model: Llama, tokenizer: Tokenizer, *, name: str, options: ChatOptions | None = None,
+                 generator: torch.Generator | None = None):  # fmt: skip
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.options = options or ChatOptions()
+        self.generator = generator
+        self._start, self._end = tokenizer.id("<|im_start|>"), tokenizer.id("<|im_end|>")
+        self._stops = {self._end, *(tokenizer.specials[n] for n in ("<|endoftext|>",) if n in tokenizer.specials)}
+        self._capacity = min(self.options.capacity, model.config.decoder.context)
+        self._state = model.init_state(1, self._capacity)
+        self._known: list[int] = []  # the tokens whose keys and values the state holds
+
+    def warm(self) -> None:
+        """Read the system prompt."""
+        self._advance(self._turn(Message("system", self.options.system)))
+
+    def reply(self, messages: Sequence[Message]) -> Iterator[str]:
+        """Stream the answer; what was written so far stays known if the caller stops early."""
+        prompt = self._prompt(messages)
+        logits = self._advance(prompt)
+        written: list[int] = []
+        told = ""
+        while len(written) < self.options.max_tokens and len(self._known) < self._capacity:
+            token = sample(logits, written, self.options.sampling, self.generator)
+            if token in self._stops:
+                break
+            written.append(token)
+            if period(written):
+                break  # the model has begun to repeat itself
+            text = self.tokenizer.decode(written)
+            if not text.endswith("\ufffd"):  # else half a character: wait for the rest
+                cut = self._cut(text)
+                yield text[len(told) : cut]
+                told = text[:cut]
+                if cut < len(text):
+                    break
+            logits = self._advance([*prompt, *written])
+
+    def _cut(self, text: str) -> int:
+        """Where the allowed number of sentences ends, once more text than that is there."""
+        if not self.options.max_sentences:
+            return len(text)
+        line = text.find("\n", len(text) - len(text.lstrip()))
+        if line >= 0:
+            return line
+        found = sentences(text)
+        if len(found) <= self.options.max_sentences:
+            return len(text)
+        at = 0
+        for sentence in found[: self.options.max_sentences]:
+            at = text.index(sentence, at) + len(sentence)
+        return at
+
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        """System prompt and turns; the oldest turns go when the conversation outgrows the room."""
+        head = self._turn(Message("system", self.options.system))
+        turns = [self._turn(message) for message in messages]
+        opening = [self._start, *self.tokenizer.encode("assistant\n")]
+        room = self._capacity - self.options.max_tokens - len(head) - len(opening)
+        while len(turns) > 1 and sum(map(len, turns)) > room:
+            turns.pop(0)
+        if sum(map(len, turns)) > room:
+            raise ConfigError(f"the question is longer than the {room} tokens this model has room for; ask a shorter one")
+        return [*head, *(token for turn in turns for token in turn), *opening]
+
+    def _turn(self, message: Message) -> list[int]:
+        encode = self.tokenizer.encode
+        return [self._start, *encode(f"{message.role}\n{message.text}"), self._end, *encode("\n")]
+
+    @torch.inference_mode()
+    def _advance(self, tokens: list[int]) -> torch.Tensor:
+        """Make the state hold exactly ``tokens``; returns the logits after the last one (V,)."""
+        same = 0
+        for ours, theirs in zip(self._known, tokens[:-1], strict=False):  # the last one is always read, for its logits
+            if ours != theirs:
+                break
+            same += 1
+        if same < len(self._known):
+            position = torch.tensor([same])
+            self._state = tuple(replace(cache, position=position) for cache in self._state)
+        fresh = torch.tensor([tokens[same:]])
+        logits, self._state = self.model.step(fresh, self._state, len(tokens))
+        self._known = list(tokens)
+        return logits[0]

@@ -1,0 +1,197 @@
+"""The verb ``talk``: an assistant assembled from parts by name, and driven by a file or a microphone in real time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivavoce.checkpoints import store
+from vivavoce.dialogue import Event, Reply
+from vivavoce.dialogue.cascade import HEARING_RATE, Cascade, CascadeOptions, CascadeSession, Turn
+from vivavoce.errors import MissingWeightsError, UnknownNameError
+
+BLOCK = 512  # samples: 32 ms, one decision of the voice activity detector
+TEXT_MODELS = ("qwen2.5-coder-1.5b-instruct", "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")  # best first
+RECOGNISERS = ("whisper-base", "whisper-tiny.en")
+HEADROOM = 1.3  # memory a model needs, in sizes of its file
+
+
+@dataclass
+class TalkResult:
+    """One question and its spoken answer. ``wave`` (S,) at ``sample_rate``; times in milliseconds.
+
+    ``first_sound_ms`` counts from the last sample of speech, so it contains the wait that tells an end from a pause.
+    """
+
+    heard: str
+    answer: str
+    wave: Tensor
+    sample_rate: int
+    first_sound_ms: float | None
+    parts_ms: dict[str, float]
+    real_time_factor: float | None
+    underruns: int
+    models: dict[str, str]
+    path: str | None = None
+
+    def save(self, path: str | Path) -> Path:
+        """Write the answer's sound."""
+        from vivavoce.audio.io import save
+
+        save(path, self.wave, self.sample_rate)
+        self.path = str(path)
+        return Path(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of ``viva talk --json``."""
+        return {
+            "heard": self.heard,
+            "answer": self.answer,
+            "wave": self.path,
+            "first_sound_ms": None if self.first_sound_ms is None else round(self.first_sound_ms),
+            "parts_ms": {name: round(value) for name, value in self.parts_ms.items()},
+            "real_time_factor": None if self.real_time_factor is None else round(self.real_time_factor, 3),
+            "underruns": self.underruns,
+            "models": self.models,
+        }
+
+
+def available_memory() -> int:
+    """Bytes that can be used now."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            rows = dict(line.split(":", 1) for line in file)
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        return pages * os.sysconf("SC_PAGE_SIZE") // 2 if pages else 8 << 30
+
+
+def choose_text_model(memory: int | None = None) -> str:
+    """The largest pulled text model that fits into memory."""
+    pulled = [name for name in TEXT_MODELS if name in store.installed()]
+    if not pulled:
+        raise MissingWeightsError("no text model is at hand: run  viva pull starter")
+    memory = available_memory() if memory is None else memory
+    for name in pulled:
+        size = sum(file.stat().st_size for file in store.locate(name).iterdir())
+        if size * HEADROOM < memory:
+            return name
+    return pulled[-1]
+
+
+def choose_recogniser() -> str:
+    """The better of the pulled recognisers."""
+    for name in RECOGNISERS:
+        if name in store.installed():
+            return name
+    raise MissingWeightsError("no recogniser is at hand: run  viva pull starter")
+
+
+def assemble(*, recogniser: str | None = None, text_model: str | None = None, voice: str = "vits-joe",
+             llm: str | None = None, llm_model: str | None = None, llm_key: str | None = None, system: str | None = None,
+             language: str | None = "en", phonemes: str = "auto", endpoint_ms: float = 500.0) -> Cascade:  # fmt: skip
+    """An assistant from parts by name; ``llm`` is the address of an OpenAI-compatible text model instead of a local one."""
+    from vivavoce.api import load
+    from vivavoce.dialogue.remote import RemoteChat
+    from vivavoce.lm.chat import SYSTEM, ChatModel, ChatOptions
+
+    if llm is not None and llm_model is None:
+        raise UnknownNameError("--llm needs --llm-model NAME: the name the endpoint gives its model")
+    if llm is not None and llm_model is not None:
+        thinks = RemoteChat(llm, llm_model, key=llm_key, system=system or SYSTEM)
+    else:
+        name = text_model or choose_text_model()
+        model, tokenizer = load(name)
+        thinks = ChatModel(model, tokenizer, name=name, options=ChatOptions(system=system or SYSTEM))
+    hears = load(recogniser or choose_recogniser())
+    speaks = load(voice, parts={"phonemes": phonemes})
+    options = CascadeOptions(language=language, endpoint=endpoint_ms / 1000)
+    return Cascade(hears, load("silero-vad"), thinks, speaks, options=options, clock=time.perf_counter)
+
+
+@dataclass
+class _Listener:
+    """The far side of a conversation: a loudspeaker that plays what comes, in real time, and notices when nothing does."""
+
+    rate: int
+    waves: list[Tensor] = field(default_factory=list)
+    started: float | None = None
+    underruns: int = 0
+
+    def take(self, reply: Reply, now: float) -> None:
+        if reply.wave_piece is None:
+            return
+        if self.started is None:
+            self.started = now
+        elif now - self.started > self.produced + 0.001:
+            self.underruns += 1
+            self.started = now - self.produced  # it fell silent and goes on from here
+        self.waves.append(reply.wave_piece)
+
+    @property
+    def produced(self) -> float:
+        return sum(wave.numel() for wave in self.waves) / self.rate
+
+    def played(self, now: float) -> float:
+        return 0.0 if self.started is None else min(self.produced, now - self.started)
+
+
+def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[Reply], None] | None = None,
+             real_time: bool = True) -> Iterator[TalkResult]:  # fmt: skip
+    """Play blocks of 16 kHz sound into a session at the speed they were spoken; yields each finished question and answer.
+
+    After the last block silence follows until the answer is complete. Without ``real_time`` the sound is fed as fast as
+    the detector takes it, and times count from the moment the last of it was fed.
+    """
+    session, clock = cascade.session(), cascade.clock
+    listener, began = _Listener(session.sample_rate), clock()
+    fed, done = 0, 0
+    try:
+        for block in _then_silence(blocks, session):
+            fed += block.numel()
+            if real_time:
+                time.sleep(max(0.0, began + fed / HEARING_RATE - clock()))
+            elif session.answering:
+                time.sleep(0.002)
+            session.played(listener.played(clock()))
+            reply = session.step(block)
+            listener.take(reply, clock())
+            if on_reply is not None:
+                on_reply(reply)
+            for event in reply.events:
+                if event.kind in ("reply_ended", "interrupted"):
+                    yield _result(cascade, session.turns[done], listener, event)
+                    done += 1
+                    listener = _Listener(session.sample_rate)
+    finally:
+        session.close()
+
+
+def _then_silence(blocks: Iterable[Tensor], session: CascadeSession) -> Iterator[Tensor]:
+    """Cut blocks to the detector's step; go on with silence while an answer is due, or could still be."""
+    for block in blocks:
+        yield from block.split(BLOCK)
+    silence = torch.zeros(BLOCK)
+    wait = int((session.options.endpoint + 0.1) * HEARING_RATE / BLOCK)
+    while wait > 0 or session.answering:
+        wait -= 1
+        yield silence
+
+
+def _result(cascade: Cascade, turn: Turn, listener: _Listener, event: Event) -> TalkResult:
+    wave = torch.cat(listener.waves) if listener.waves else torch.zeros(0)
+    length = wave.numel() / listener.rate
+    working = sum(turn.timing.parts.get(name, 0.0) for name in ("recognise", "answer")) / 1000
+    return TalkResult(
+        heard=turn.heard.strip(), answer=event.text if event.kind == "interrupted" else turn.answer.strip(), wave=wave,
+        sample_rate=listener.rate, first_sound_ms=turn.timing.first_sound, parts_ms=dict(turn.timing.parts),
+        real_time_factor=working / length if length else None, underruns=listener.underruns, models=cascade.models,
+    )  # fmt: skip
