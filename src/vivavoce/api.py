@@ -386,8 +386,8 @@ def transcribe(
     """Speech to text. ``source`` is a sound file of any length (``-``: standard input) or a wave with ``sample_rate``.
 
     ``words`` adds the times of words, ``task`` "translate" writes English, ``beams`` searches wider, ``vad`` skips what
-    is no speech; a ``seed`` makes what is drawn at random repeatable. ``on_segment`` is called with each segment as it is written, ``on_progress`` with the seconds read so
-    far. Memory does not grow with the length of a file.
+    is no speech; a ``seed`` makes what is drawn at random repeatable. ``on_segment`` is called with each segment as it
+    is written, ``on_progress`` with the seconds read so far. Memory does not grow with the length of a file.
     """
     if task not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {task!r}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from vivavoce.checkpoints import store
 from vivavoce.dialogue import Event, Reply
 from vivavoce.dialogue.cascade import HEARING_RATE, Cascade, CascadeOptions, CascadeSession, Turn
-from vivavoce.errors import MissingWeightsError, UnknownNameError
+from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, UnknownNameError
 
 BLOCK = 512  # samples: 32 ms, one decision of the voice activity detector
 TEXT_MODELS = ("qwen2.5-coder-1.5b-instruct", "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")  # best first
@@ -113,6 +113,7 @@ def assemble(*, recogniser: str | None = None, text_model: str | None = None, vo
         thinks = ChatModel(model, tokenizer, name=name, options=ChatOptions(system=system or SYSTEM))
     hears = load(recogniser or choose_recogniser())
     speaks = load(voice, parts={"phonemes": phonemes})
+    speaks.name = voice
     options = CascadeOptions(language=language, endpoint=endpoint_ms / 1000)
     return Cascade(hears, load("silero-vad"), thinks, speaks, options=options, clock=time.perf_counter)
 
@@ -195,3 +196,36 @@ def _result(cascade: Cascade, turn: Turn, listener: _Listener, event: Event) -> 
         sample_rate=listener.rate, first_sound_ms=turn.timing.first_sound, parts_ms=dict(turn.timing.parts),
         real_time_factor=working / length if length else None, underruns=listener.underruns, models=cascade.models,
     )  # fmt: skip
+
+
+def question_file() -> Path:
+    """The spoken question that ships with the package."""
+    return Path(__file__).with_name("assets") / "question.flac"
+
+
+def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = None, *, cascade: Cascade | None = None,
+         recogniser: str | None = None, text_model: str | None = None, voice: str = "vits-joe", llm: str | None = None,
+         llm_model: str | None = None, real_time: bool = True, threads: int | None = None) -> TalkResult:  # fmt: skip
+    """Answer a spoken question: a sound file, a wave with ``sample_rate``, or (None) the question that ships with us.
+
+    Gives the first question's answer; :func:`converse` goes on through a whole conversation. ``cascade`` re-uses an
+    assistant that :func:`assemble` made, otherwise the parts are chosen by name.
+    """
+    from vivavoce.audio.io import read_blocks
+    from vivavoce.audio.resample import resample
+    from vivavoce.inspection import set_threads
+
+    set_threads(threads)
+    if isinstance(source, Tensor):
+        if sample_rate is None:
+            raise ConfigError("a wave needs its sample_rate: talk(wave, 16000)")
+        blocks: Iterable[Tensor] = [resample(source.float().reshape(-1), sample_rate, HEARING_RATE)]
+    else:
+        blocks = read_blocks(source or question_file(), HEARING_RATE)
+    ready = cascade or assemble(
+        recogniser=recogniser, text_model=text_model, voice=voice, llm=llm, llm_model=llm_model
+    )
+    ready.warm()
+    for result in converse(ready, blocks, real_time=real_time):
+        return result
+    raise AudioError("no speech was found in the sound; record it louder, or nearer to the microphone")

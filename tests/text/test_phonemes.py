@@ -24,6 +24,7 @@ SENTENCES = [
     ("two GPUs", "tˈuː dʒˌiːpiːjˈuːz"),
     ("OpenAI's GPT's", "ˈoʊpəneɪˈaɪz dʒˌiːpiːtˈiːz"),
     ("they'd've couldn't've", "ðˈeɪdəv kˈʊdəntəv"),
+    ("PyTorch at McDonald's", "pˈaɪtˈɔːɹtʃ æt mɪkdˈɑːnəldz"),
     ("to record a record", "tə ɹᵻkˈɔːɹd ɐ ɹˈɛkɚd"),
     ("We live to use it", "wiː lˈɪv tə jˈuːz ɪt"),
     ("the US, not us", "ðə juːˈɛs, nˌɑːt ˌʌs"),

@@ -49,7 +49,8 @@ def draw(path: Path, wave: Tensor, sample_rate: int, marks: Sequence[Mark] = ())
     for mark in marks:
         for axes in (upper, lower):
             axes.axvline(mark.start, color="black", linewidth=0.4)
-        upper.text(mark.start, 0.9, f" {mark.text}", fontsize=8, rotation=90, verticalalignment="top")
+        label = "".join(letter for letter in mark.text if letter.isprintable())
+        upper.text(mark.start, 0.9, f" {label}", fontsize=8, rotation=90, verticalalignment="top")
     FigureCanvasAgg(figure)
     with NewFile(path) as scratch:
         figure.savefig(scratch, format="png", dpi=120)

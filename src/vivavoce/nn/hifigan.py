@@ -31,8 +31,8 @@ from vivavoce.nn.streaming import (
     whole,
 )
 
-
 PIECE_SAMPLES = 1 << 16  # at 32 channels 8 MiB a tensor: larger pieces leave the processor's caches
+AT_ONCE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,10 +239,10 @@ class HiFiGAN(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
         """The whole wave; ``lengths`` (B,) in frames makes a padded batch equal to its rows alone.
 
-        Without gradients a long wave is made piece by piece, so that its layers stay in the cache and memory is bounded.
+        Without gradients a long wave is made piece by piece: its layers stay in the cache and memory is bounded.
         """
         frames = max(1, PIECE_SAMPLES // (self.hop_length * x.shape[0]))
-        if torch.is_grad_enabled() or x.shape[-1] <= frames:
+        if torch.is_grad_enabled() or x.shape[-1] <= AT_ONCE * frames:
             return self._at_once(x, whole(lengths), speaker)
         state, pieces = self.init_state(x.shape[0]), []
         state = state if lengths is None else replace(state, length=lengths)

@@ -230,11 +230,10 @@ def edits(expected: list[str], found: list[str]) -> int:
 
 def save(model: LetterToSound, scores: dict[str, float]) -> None:
     """Write float16 weights and the JSON card."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
-    save_file(
-        {name: weight.half() for name, weight in model.state_dict().items()}, ASSETS / "letter_to_sound.safetensors"
-    )
+    weights = to_bytes({name: weight.half() for name, weight in model.state_dict().items()})
+    (ASSETS / "letter_to_sound.safetensors").write_bytes(weights)
     config = model.config
     card = {
         "what": "letters to ARPAbet phones for English words that the dictionary lacks",

@@ -190,7 +190,6 @@ class LexiconPhonemizer:
 
 def _clause(text: str) -> str:
     """Phonemes of text without punctuation: words joined by spaces, except across hyphens and before a weak "the"."""
-    text = re.sub(r"(?<=[a-z])(?=[A-Z]{2})", "-", text)
     found = re.findall(r"([^\W_]+(?:'[^\W_]+)*'?)(-(?=\w))?", text)
     words = [word for word, _ in found]
     if len(words) > 1 and all(word.isupper() for word in words):
@@ -212,6 +211,9 @@ def _word(word: str, before: str, last: bool) -> str:
     plain = "".join(char for char in lower if char in "abcdefghijklmnopqrstuvwxyz'")
     if plain == "a":
         return "ɐ" if not last and (word == "a" or not before) else to_ipa(lexicon.spell("a"))
+    parts = re.split(r"(?<=[a-z])(?=[A-Z])", word)
+    if len(parts) > 1 and lexicon.look_up(plain) is None:
+        return "".join(_word(part, before, False) for part in parts)
     if word.isupper() and len(plain) > 1 and _is_acronym(plain):
         return to_ipa(lexicon.spell(plain))
     letters, end = (plain.removesuffix("'s"), "'s") if plain.endswith("'s") else (plain[:-1], "s")

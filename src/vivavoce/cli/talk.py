@@ -1,0 +1,149 @@
+"""``viva talk``: a spoken question in, a spoken answer out, and where the time went."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vivavoce.cli.options import AsJson, Threads, Verbose, note, print_json
+from vivavoce.errors import AudioError, ConfigError
+
+if TYPE_CHECKING:
+    from vivavoce.audio.loudspeaker import Loudspeaker
+    from vivavoce.dialogue import Reply
+    from vivavoce.talking import TalkResult
+
+
+def talk(
+    file: Annotated[
+        str | None, typer.Argument(help="A sound file, - for wav on standard input; left out: our own question.")
+    ] = None,
+    mic: Annotated[bool, typer.Option("--mic", help="Listen to the microphone until Ctrl-C.")] = False,
+    output: Annotated[str, typer.Option("--output", "-o", help="Where the answer's sound goes.")] = "answer.wav",
+    play: Annotated[bool, typer.Option("--play", help="Play the answer while it is made (always with --mic).")] = False,
+    recogniser: Annotated[str | None, typer.Option("--asr", envvar="VIVA_ASR", help="What hears: a name or path.")] = None,
+    text_model: Annotated[
+        str | None, typer.Option("--text-model", envvar="VIVA_TEXT_MODEL", help="What thinks; default: the largest pulled.")
+    ] = None,
+    voice: Annotated[str, typer.Option("--voice", envvar="VIVA_VOICE", help="What speaks: a name or path.")] = "vits-joe",
+    phonemes: Annotated[str, typer.Option("--phonemes", help="auto, espeak or lexicon.")] = "auto",
+    llm: Annotated[
+        str | None, typer.Option("--llm", envvar="VIVA_LLM", help="Address of an OpenAI-compatible text model.")
+    ] = None,
+    llm_model: Annotated[str | None, typer.Option("--llm-model", envvar="VIVA_LLM_MODEL", help="Its model's name.")] = None,
+    llm_key: Annotated[str | None, typer.Option("--llm-key", envvar="VIVA_LLM_KEY", help="Its key, if it needs one.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="What the assistant is told about itself.")] = None,
+    language: Annotated[str, typer.Option("--language", "-l", envvar="VIVA_LANGUAGE", help="Spoken language.")] = "en",
+    endpoint: Annotated[float, typer.Option("--endpoint", help="Milliseconds of silence that end a question.")] = 500.0,
+    fast: Annotated[bool, typer.Option("--fast", help="Read the file as fast as possible instead of as it was spoken.")] = False,
+    as_json: AsJson = False,
+    threads: Threads = None,
+    verbose: Verbose = False,
+) -> None:
+    """Answer a spoken question by voice, offline.
+
+    A file is heard as a microphone would hear it: at the speed it was spoken. What was understood, the answer and the time
+    to its first sound (counted from the last sample of speech, the wait for the end included) appear as they come.
+
+    viva talk
+
+    viva talk question.wav --json
+
+    viva talk --mic
+
+    viva talk question.wav --llm http://localhost:11434/v1 --llm-model llama3.2
+    """
+    if mic and file is not None:
+        raise ConfigError("--mic and a file exclude each other; leave one out")
+    if not 100 <= endpoint <= 5000:
+        raise ConfigError(f"--endpoint must lie between 100 and 5000 milliseconds, not {endpoint:g}")
+    from vivavoce.asr.whisper_tokens import language_code
+    from vivavoce.audio import io
+    from vivavoce.audio.loudspeaker import Loudspeaker
+    from vivavoce.inspection import set_threads
+    from vivavoce.talking import HEARING_RATE, assemble, converse, question_file
+
+    io.check_format(output)
+    code = language_code(language)
+    set_threads(threads)
+    source = None if mic else file or str(question_file())
+    if source not in (None, "-"):
+        io.info(str(source))  # a bad file is told before models are loaded
+    note("loading ...")
+    cascade = assemble(
+        recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,
+        llm_key=llm_key, system=system, language=code, endpoint_ms=endpoint,
+    )  # fmt: skip
+    cascade.warm()
+    if not as_json:
+        print(f"models   {', '.join(cascade.models.values())}", flush=True)
+    blocks = io.microphone(HEARING_RATE, 0.032) if mic else io.read_blocks(str(source), HEARING_RATE, 1.0)
+    screen = _Screen(quiet=as_json)
+    player = Loudspeaker(cascade.speaks.sample_rate) if play or mic else None
+    n = 0
+    try:
+        for result in converse(cascade, blocks, on_reply=lambda reply: _follow(reply, screen, player), real_time=not fast and not mic):
+            n += 1
+            if not mic:
+                result.save(_numbered(output, n))
+            _tell(result, as_json, screen)
+    except KeyboardInterrupt:
+        note("")
+    finally:
+        if player is not None:
+            player.close(drain=not mic)
+    if n == 0 and not mic:
+        raise AudioError(f"no speech was found in {source}; record it louder, or nearer to the microphone")
+
+
+class _Screen:
+    """Prints what is heard and answered, piece by piece."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.open = quiet, False
+
+    def follow(self, reply: Reply) -> None:
+        if self.quiet:
+            return
+        for event in reply.events:
+            if event.kind == "heard":
+                print(f"heard    {event.text.strip()}\nanswer   ", end="", flush=True)
+                self.open = True
+        if reply.text_piece:
+            print(reply.text_piece, end="", flush=True)
+
+    def close(self) -> None:
+        if self.open:
+            print(flush=True)
+            self.open = False
+
+
+def _follow(reply: Reply, screen: _Screen, player: Loudspeaker | None) -> None:
+    screen.follow(reply)
+    if player is not None:
+        if any(event.kind == "interrupted" for event in reply.events):
+            player.stop()
+        if reply.wave_piece is not None:
+            player.add(reply.wave_piece)
+
+
+def _tell(result: TalkResult, as_json: bool, screen: _Screen) -> None:
+    if as_json:
+        print_json(result.to_dict())
+        return
+    screen.close()
+    if result.first_sound_ms is not None:
+        parts = ", ".join(f"{name} {value:.0f}" for name, value in result.parts_ms.items() if name != "answer")
+        print(f"sound    {result.first_sound_ms:.0f} ms after the last word (wait for the end included; {parts} ms)")
+    if result.path:
+        print(f"file     {result.path}, {result.wave.numel() / result.sample_rate:.1f} s")
+    sys.stdout.flush()
+
+
+def _numbered(output: str, n: int) -> str:
+    """answer.wav, answer-2.wav, ..."""
+    path = Path(output)
+    return output if n == 1 else str(path.with_name(f"{path.stem}-{n}{path.suffix}"))
