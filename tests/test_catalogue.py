@@ -64,5 +64,7 @@ def test_unknown_names_get_the_nearest() -> None:
 
 
 def test_reading_the_table_imports_nothing_heavy() -> None:
-    code = "import sys, vivavoce.catalogue, vivavoce.checkpoints.store; assert not {'torch', 'numpy'} & set(sys.modules)"
+    code = (
+        "import sys, vivavoce.catalogue, vivavoce.checkpoints.store; assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -113,12 +113,15 @@ def load(
         return _from_native(store.locate(text), text, options)
     path = Path(name_or_path).expanduser()
     if not path.exists():
-        raise UnknownNameError(
-            f"{text!r} is neither a known model nor a file here{nearest(text, SOURCES)}; `viva models` lists the models"
-        )
+        raise _unknown(text)
     if is_native(path):
         return _from_native(path, path.name, options)
     return _from_published(path, options)
+
+
+def _unknown(name: str) -> UnknownNameError:
+    near = nearest(name, SOURCES)
+    return UnknownNameError(f"{name!r} is neither a known model nor a file here{near}; `viva models` lists the models")
 
 
 class TextModel(NamedTuple):
@@ -344,7 +347,7 @@ def _cached(name: str, device: str | None, dtype: str | None, choice: str, cache
 def _stem_of(name: str) -> str:
     path = Path(name).expanduser()
     if not path.exists():
-        raise UnknownNameError(f"{name!r} is neither a known model nor a file here{nearest(name, SOURCES)}")
+        raise _unknown(name)
     return open_native(path).system if is_native(path) else find_layout(open_checkpoint(path))[0]
 
 
@@ -402,12 +405,21 @@ def transcribe(
     with torch.random.fork_rng(devices=[]):  # doubtful windows are drawn again at random: the same way each time
         torch.manual_seed(seed)
         for segment in heard.segments(blocks, language=code, words=words, task=task, beams=beams, prompt=prompt):
-            # padding before and behind the recording is no part of it
-            segment = replace(segment, start=max(0.0, segment.start), end=min(segment.end, blocks.seconds))
+            segment = _inside(segment, blocks.seconds)
             segments.append(segment)
             if on_segment is not None:
                 on_segment(segment)
     return Transcript(join_text(segments), heard.language, tuple(segments), blocks.seconds, (heard.name,))
+
+
+def _inside(segment: Segment, seconds: float) -> Segment:
+    """The segment with its times inside the recording: padding before and behind is no part of it."""
+
+    def clip(time: float) -> float:
+        return max(0.0, min(time, seconds))
+
+    words = tuple(replace(word, start=clip(word.start), end=clip(word.end)) for word in segment.words)
+    return replace(segment, start=clip(segment.start), end=clip(segment.end), words=words)
 
 
 def _check_language(heard: WhisperRecognizer, code: str | None, task: str) -> None:

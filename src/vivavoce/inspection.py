@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from vivavoce.checkpoints.read import Checkpoint, open_checkpoint, read_json
 from vivavoce.checkpoints.rules import Layout, detect
 from vivavoce.checkpoints.sources import SOURCES
 from vivavoce.errors import CheckpointError, ConfigError, UnknownNameError, nearest
+from vivavoce.nn.quantized import Int8Linear
 
 CONFIG = "config.json"
 
@@ -176,6 +178,7 @@ def doctor(threads: int | None = None) -> list[Check]:
         Check("torch", torch.__version__),
         Check("threads", f"{set_threads(threads)} of {cores} cores"),
         Check("processor", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {_flags()}"),
+        Check("int8", _int8_gain()),
         Check("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
         *_extras(),
     ]
@@ -200,6 +203,23 @@ def _flags() -> str:
     line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
     wanted = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "bf16")
     return " ".join(flag for flag in wanted if flag in line.split()) or "no vector extensions"
+
+
+def _int8_gain() -> str:
+    """How much quicker integer layers are than float ones here, one row at a time (the step of a language model)."""
+    linear = torch.nn.Linear(1024, 4096).requires_grad_(False)
+    quick, row = Int8Linear.from_linear(linear), torch.randn(1, 1024)
+
+    def fastest(layer: torch.nn.Module) -> float:
+        times = []
+        for _ in range(40):
+            began = time.perf_counter()
+            layer(row)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    floats, integers = fastest(linear), fastest(quick)
+    return f"layer of 1024 x 4096: {floats * 1e6:.0f} us in float32, {integers * 1e6:.0f} us in int8"
 
 
 def _extras() -> Iterator[Check]:

@@ -50,7 +50,9 @@ def test_what_is_saved_can_be_read(tmp_path: Path, suffix: str) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize(("codec", "name"), [("aac", "a.m4a"), ("aac", "a.mp4"), ("aac", "a.aac"), ("libopus", "a.webm")])
+@pytest.mark.parametrize(
+    ("codec", "name"), [("aac", "a.m4a"), ("aac", "a.mp4"), ("aac", "a.aac"), ("libopus", "a.webm")]
+)
 def test_containers_go_through_pyav(tmp_path: Path, codec: str, name: str) -> None:
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / name), "w", format="adts" if name.endswith("aac") else None) as container:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -72,8 +73,8 @@ def test_transcribe_options_reach_the_model(viva, sounds: list[str]) -> None:
     assert german["language"] == "de"
     plain = json.loads(viva("transcribe", "a.wav", "--json", "--model", "whisper-tiny.en")[1])
     assert plain["model"] == "whisper-tiny.en" and plain["language"] == "en"
-    beams = viva("transcribe", "a.wav", "--json", "--beams", "2", "--no-vad", "--dtype", "float32", "--task", "translate")
-    assert beams[0] == 0
+    options = ("--beams", "2", "--no-vad", "--dtype", "float32", "--task", "translate")
+    assert viva("transcribe", "a.wav", "--json", *options)[0] == 0
 
 
 def test_speak_writes_a_file_and_says_when_words_sound(viva, desk: Path) -> None:
@@ -84,9 +85,11 @@ def test_speak_writes_a_file_and_says_when_words_sound(viva, desk: Path) -> None
     assert [span["text"] for span in made["alignment"]] == ["Hello", "there"]
     assert made["first_sound_ms"] > 0 and abs(len(wave) / rate - made["duration"]) < 0.01
     viva("speak", "Hello there.", "-o", "again.wav", "--phonemes", "lexicon", "--seed", "3")
-    assert (desk / "again.wav").read_bytes() == (desk / "hello.wav").read_bytes()
+    again = soundfile.read(desk / "again.wav")[0]
+    assert len(again) == len(wave) and abs(again - wave).max() < 1e-4  # in pieces or whole: the same but for rounding
     viva("speak", "Hello there.", "-o", "other.wav", "--phonemes", "lexicon", "--seed", "4")
-    assert (desk / "other.wav").read_bytes() != (desk / "hello.wav").read_bytes()
+    other = soundfile.read(desk / "other.wav")[0]
+    assert len(other) != len(wave) or abs(other - wave).max() > 1e-3
 
 
 def test_speak_reads_pipes_and_files(viva, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +100,8 @@ def test_speak_reads_pipes_and_files(viva, desk: Path, monkeypatch: pytest.Monke
         assert soundfile.info(f"x.{suffix}").duration > 0.05
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"Good morning.")))
     shown = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=shown, isatty=lambda: False, flush=lambda: None, write=len))
+    pipe = SimpleNamespace(buffer=shown, isatty=lambda: False, flush=lambda: None, write=len)
+    monkeypatch.setattr(sys, "stdout", pipe)
     viva("speak", "-", "-o", "-", "--phonemes", "lexicon")
     assert shown.getvalue()[:4] == b"RIFF" and len(shown.getvalue()) > 1000
 
@@ -118,7 +122,7 @@ def test_ls_models_inspect_doctor_verify(viva) -> None:
 
 def test_inspect_shows_stack_layout_and_tensors(viva) -> None:
     stack = json.loads(viva("inspect", "whisper", "--json")[1])["stack"]
-    assert ["vivavoce/asr/whisper.py", sum(1 for _ in open(_source("asr/whisper.py")))] in stack
+    assert ["vivavoce/asr/whisper.py", len(_source("asr/whisper.py").read_text().splitlines())] in stack
     text = viva("inspect", "whisper-base", "--tensors")[1]
     assert "encoder.conv1.weight" in text and "float16" in text
 
@@ -150,10 +154,12 @@ def test_pull_says_what_it_fetches(viva, desk: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_plot_draws_a_picture(viva, sounds: list[str], desk: Path) -> None:
-    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("matplotlib.image")
     code, out, _ = viva("plot", "a.wav", "-o", "a.png", "--words", "--json")
     assert code == 0 and json.loads(out)["picture"] == "a.png"
-    assert (desk / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    picture = (255 * image.imread(desk / "a.png")[..., :3]).astype(int)
+    lower = picture[picture.shape[0] // 2 :].reshape(-1, 3)
+    assert len(np.unique(lower, axis=0)) > 100  # a spectrogram has shades
 
 
 def test_every_verb_explains_itself(viva) -> None:
@@ -187,7 +193,10 @@ def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_opening_is_quick_and_light() -> None:
     """Processor time, so that a busy machine does not matter; the best of three."""
-    check = "import sys, time\nimport vivavoce\nt = time.process_time()\nassert not {'torch', 'numpy'} & set(sys.modules)\nprint(t)"
+    check = (
+        "import sys, time\nbefore = time.process_time()\nimport vivavoce\nprint(time.process_time() - before)\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
     assert min(float(_python(check).stdout) for _ in range(3)) < 0.15
     helped = (
         "import sys, time\nfrom vivavoce.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
@@ -198,6 +207,6 @@ def test_opening_is_quick_and_light() -> None:
 
 def test_a_broken_pipe_is_no_drama(desk: Path) -> None:
     code = "from vivavoce.cli import main; main(['models', '--json'])"
-    command = f"{sys.executable} -c \"{code}\" | true"
+    command = f'{sys.executable} -c "{code}" | true'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr

@@ -28,8 +28,9 @@ from vivavoce.detect.silero import Silero
 HOP = 160  # samples a mel frame: 10 ms
 CONTEXT = 400  # samples on either side that the first and last frame of a cut also see
 
-# Speech for a recogniser: lenient, since a missed word is worse than a little silence, and pauses of a second join.
-SPEECH = SegmentOptions(threshold=0.4, min_speech=60.0, min_silence=800.0, max_speech=28_000.0, pad=400.0)
+# Speech for a recogniser: lenient at its edges, since a missed word is worse than a little silence, but sure somewhere:
+# of a hundred clips of noise and music none came above 0.7, of two hundred spoken ones none stayed below 0.9.
+SPEECH = SegmentOptions(threshold=0.4, min_speech=60.0, min_silence=800.0, max_speech=28_000.0, pad=400.0, peak=0.8)
 
 # In conversation there is no time for six temperatures.
 QUICK = FallbackOptions(temperatures=(0.0, 0.4), samples=2)

@@ -35,7 +35,8 @@ def draw(path: Path, wave: Tensor, sample_rate: int, marks: Sequence[Mark] = ())
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    mel = mel_spectrum(wave[None], MelFormat.whisper(80))[0].clamp_min(1e-10).log10().numpy()
+    mel = mel_spectrum(wave[None], MelFormat.whisper(80))[0]  # already logarithmic
+    mel = mel.clamp_min(float(mel.max()) - 6).numpy()
     width = min(60.0, max(8.0, seconds * 1.5))
     figure = Figure(figsize=(width, 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)

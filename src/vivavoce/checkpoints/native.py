@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vivavoce.checkpoints.binary import LazyTensors
 from vivavoce.config import from_dict, to_dict
 from vivavoce.errors import CheckpointError
 from vivavoce.nn.quantized import install_int8
@@ -33,12 +35,17 @@ class NativeFolder:
     config: dict[str, Any]
     settings: dict[str, Any]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors, memory-mapped."""
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors, each mapped into memory when asked for and let go with its last use."""
         file = self.path / "model.safetensors"
+
+        def one(key: str) -> Tensor:
+            with safe_open(file, framework="pt") as handle:
+                return handle.get_tensor(key)
+
         try:
             with safe_open(file, framework="pt") as handle:
-                return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+                return LazyTensors({key: partial(one, key) for key in handle.keys()})  # noqa: SIM118 (not a mapping)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} is not a readable safetensors file: pull the model again") from error
 

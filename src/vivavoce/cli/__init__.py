@@ -37,24 +37,25 @@ def make_app() -> typer.Typer:
     return app
 
 
-def _global(
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show where an error came from."),
-    version: bool = typer.Option(False, "--version", help="Print the version."),
-) -> None:
-    Settings.verbose = Settings.verbose or verbose
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from vivavoce import __version__
 
         typer.echo(__version__)
         raise typer.Exit()
 
 
+def _global(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show where an error came from."),
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version, help="Print the version."),
+) -> None:
+    Settings.verbose = Settings.verbose or verbose
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; leaves through ``SystemExit``."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     Settings.verbose = False
-    if given == ["--version"]:  # needs no verb
-        given = ["--version", "models"]
     try:
         make_app()(args=given, prog_name="viva")
     except VivaError as error:

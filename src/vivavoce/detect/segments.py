@@ -11,7 +11,8 @@ class SegmentOptions:
     """Thresholds on the probability; times in milliseconds. Defaults are Silero's own.
 
     Speech starts at ``threshold`` and ends when the probability has stayed below ``exit_threshold`` for ``min_silence``.
-    Past ``max_speech`` it is cut at the longest pause of at least ``min_pause`` inside, or right there.
+    Past ``max_speech`` it is cut at the longest pause of at least ``min_pause`` inside, or right there. A stretch counts
+    only if the probability reaches ``peak`` somewhere in it: speech nearly always comes near 1, noise lingers around 0.5.
     """
 
     threshold: float = 0.5
@@ -21,6 +22,7 @@ class SegmentOptions:
     min_silence: float = 100.0
     min_pause: float = 98.0
     pad: float = 30.0
+    peak: float = 0.0
 
     @property
     def leave(self) -> float:
@@ -41,6 +43,7 @@ class Segmenter:
         self.start: int | None = None
         self.quiet_since: int | None = None
         self.pauses: list[tuple[int, int]] = []  # (start, length) of pauses inside the running stretch
+        self.highest = 0.0  # probability in the running stretch
 
     @property
     def speaking(self) -> bool:
@@ -54,8 +57,9 @@ class Segmenter:
             if self.quiet_since is not None and now - self.quiet_since > self.min_pause:
                 self.pauses.append((self.quiet_since, now - self.quiet_since))
             self.quiet_since = None
+            self.highest = max(self.highest, probability)
             if self.start is None:
-                self.start = now
+                self.start, self.highest = now, probability
                 return None
         if self.start is not None and now - self.start > self.max_speech:
             return self._cut(now, probability)
@@ -70,7 +74,10 @@ class Segmenter:
             return None
         stretch = (self.start, self.quiet_since)
         self.start, self.quiet_since, self.pauses = None, None, []
-        return stretch if stretch[1] - stretch[0] > self.min_speech else None
+        return stretch if self._counts(*stretch) else None
+
+    def _counts(self, start: int, end: int) -> bool:
+        return end - start > self.min_speech and self.highest >= self.options.peak
 
     def _cut(self, now: int, probability: float) -> tuple[int, int] | None:
         """The stretch is too long: end it at its longest pause and go on behind that, or end it here."""
@@ -88,7 +95,7 @@ class Segmenter:
     def finish(self, length: int) -> tuple[int, int] | None:
         """The stretch still open when the sound ends after ``length`` samples."""
         start, self.start = self.start, None
-        return (start, length) if start is not None and length - start > self.min_speech else None
+        return (start, length) if start is not None and self._counts(start, length) else None
 
 
 def pad_segments(stretches: Iterable[tuple[int, int]], pad: float, length: int | None = None) -> Iterator[tuple[int, int]]:

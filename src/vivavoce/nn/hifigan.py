@@ -31,8 +31,10 @@ from vivavoce.nn.streaming import (
     whole,
 )
 
-PIECE_SAMPLES = 1 << 16  # at 32 channels 8 MiB a tensor: larger pieces leave the processor's caches
-AT_ONCE = 3
+# A wave up to WHOLE_SAMPLES is made at once: at 32 channels 25 MB a tensor, beyond which allocations go to the system
+# each time. Longer ones are made in pieces of PIECE_SAMPLES, whose tensors stay in the caches.
+WHOLE_SAMPLES = 3 << 16
+PIECE_SAMPLES = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +243,10 @@ class HiFiGAN(nn.Module):
 
         Without gradients a long wave is made piece by piece: its layers stay in the cache and memory is bounded.
         """
-        frames = max(1, PIECE_SAMPLES // (self.hop_length * x.shape[0]))
-        if torch.is_grad_enabled() or x.shape[-1] <= AT_ONCE * frames:
+        samples = x.shape[0] * x.shape[-1] * self.hop_length
+        if torch.is_grad_enabled() or samples <= WHOLE_SAMPLES:
             return self._at_once(x, whole(lengths), speaker)
+        frames = max(1, PIECE_SAMPLES // (self.hop_length * x.shape[0]))
         state, pieces = self.init_state(x.shape[0]), []
         state = state if lengths is None else replace(state, length=lengths)
         for piece in x.split(frames, dim=-1):

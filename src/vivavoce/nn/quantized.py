@@ -94,14 +94,13 @@ def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
 
     Returns the tensors that are left for ``load_state_dict``.
     """
-    rest = dict(tensors)
-    for key in [key for key in tensors if key.endswith(".weight_scale")]:
-        name = key.removesuffix(".weight_scale")
-        try:
-            old = module.get_submodule(name)
-        except AttributeError:
-            continue  # stays in the rest, where it is reported as a surplus key
-        weight, scale, bias = rest.pop(f"{name}.weight"), rest.pop(key), rest.pop(f"{name}.bias", None)
+    layers = {key.removesuffix(".weight_scale") for key in tensors if key.endswith(".weight_scale")}
+    known = {name for name, _ in module.named_modules()}
+    taken = {f"{name}.{part}" for name in layers & known for part in ("weight", "weight_scale", "bias")}
+    for name in sorted(layers & known):  # one after another: only one layer's file pages are in memory at a time
+        old = module.get_submodule(name)
+        weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
+        bias = tensors[f"{name}.bias"] if f"{name}.bias" in tensors else None
         new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
-    return rest
+    return {key: tensors[key] for key in tensors if key not in taken}

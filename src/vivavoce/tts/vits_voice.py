@@ -27,7 +27,7 @@ from vivavoce.tts.vits_files import open_vits
 Phonemize = Callable[[str], list[str]]
 
 FIRST_FRAMES = 26  # 0.3 s at 22 kHz and hop 256: enough to play while the next piece is made
-PIECE_FRAMES = 256  # larger pieces gain nothing and leave the processor's cache
+PIECE_FRAMES = 128  # larger pieces gain little and leave the processor's cache
 MARKS = frozenset(".,:;?!()\"'-—…¡¿«»“”")
 
 
@@ -54,11 +54,10 @@ class Symbols:
 
 @dataclass(frozen=True)
 class _Sentence:
-    """A sentence ready to decode: ``sample`` (1, C, T) of the prior, and its words and phonemes in frames."""
+    """A sentence ready to decode: ``sample`` (1, C, T) of the prior, and its symbols, spaces too, in frames."""
 
     sample: Tensor
-    words: list[tuple[str, int, int]]
-    phonemes: list[tuple[str, int, int]]
+    symbols: list[tuple[str, int, int]]
 
 
 @dataclass
@@ -104,11 +103,11 @@ class VITSVoice:
             if index and waves:
                 waves.append(self._pause())
                 start += len(waves[-1])
-            words += self._spans(ready.words, start)
-            phonemes += self._spans(ready.phonemes, start)
-            pieces = list(self._decode(ready.sample, speaker, PIECE_FRAMES))
-            waves += pieces
-            start += sum(map(len, pieces))
+            words += self._spans(self._words(sentence, ready.symbols), start)
+            phonemes += self._spans([item for item in ready.symbols if item[0] != " "], start)
+            with torch.inference_mode():
+                waves.append(self.model.decode(ready.sample, None, speaker)[0].float().cpu().numpy())
+            start += len(waves[-1])
         wave = np.concatenate(waves) if waves else np.zeros(0, np.float32)
         return Speech(wave, self.sample_rate, words, phonemes)
 
@@ -122,7 +121,7 @@ class VITSVoice:
         noise_scale: float | None = None,
         generator: int | torch.Generator | None = None,
     ) -> Iterator[np.ndarray]:
-        """Waves (S,) as they are made; joined they equal :meth:`synthesize` of the same text and seed.
+        """Waves (S,) as they are made; joined they are :meth:`synthesize` of the same text and seed, up to rounding.
 
         ``text`` may be an iterator of pieces that something is still writing: each finished clause is spoken at once.
         """
@@ -134,7 +133,7 @@ class VITSVoice:
             if spoken:
                 yield self._pause()
             spoken = True
-            yield from self._decode(ready.sample, speaker, FIRST_FRAMES)
+            yield from self._decode(ready.sample, speaker)
 
     def _sentences(self, text: str | Iterable[str], language: str | None) -> Iterator[str]:
         if language is not None and language.lower().split("-")[0] != self.language.lower().split("-")[0]:
@@ -177,14 +176,13 @@ class VITSVoice:
             speaker=speaker,
         )
         scale = self.noise_scale if noise_scale is None else noise_scale
-        timed = _timed(places, prior)
         sample = prior.sample(lambda shape: draw(shape).to(prior.mean), scale)
-        return _Sentence(sample, self._words(sentence, timed), [item for item in timed if item[0] != " "])
+        return _Sentence(sample, _timed(places, prior))
 
-    def _decode(self, sample: Tensor, speaker: Tensor | None, first: int) -> Iterator[np.ndarray]:
-        """A sentence in pieces: ``first`` frames of sound, then twice as many each time up to PIECE_FRAMES."""
+    def _decode(self, sample: Tensor, speaker: Tensor | None) -> Iterator[np.ndarray]:
+        """A sentence in pieces: FIRST_FRAMES of sound, then twice as many each time up to PIECE_FRAMES."""
         model, hop, total = self.model, self.model.hop_length, sample.shape[-1]
-        start, size, sent = 0, first, 0
+        start, size, sent = 0, FIRST_FRAMES, 0
         state = None
         while start < total:
             frames = size + (model.lookahead if state is None else 0)

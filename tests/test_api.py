@@ -1,0 +1,350 @@
+"""Loading from every layout, random models by size, transcribing and speaking as library functions, conversions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import save_file
+
+import vivavoce
+from tests.tiny import (
+    CHAT_TOKENS,
+    WHISPER_TOKENS,
+    int8,
+    randomised,
+    tokenizer,
+    tone,
+    voice_settings,
+    whisper_config,
+)
+from vivavoce import api, conversions
+from vivavoce.asr.whisper import Whisper
+from vivavoce.asr.whisper_recognizer import WhisperRecognizer
+from vivavoce.catalogue import CATALOGUE
+from vivavoce.checkpoints.gguf import TYPES, GGUFFile, GGUFTensor
+from vivavoce.checkpoints.layouts import hifigan, llama, silero, vits, whisper
+from vivavoce.checkpoints.native import open_native
+from vivavoce.checkpoints.read import Checkpoint
+from vivavoce.checkpoints.rules import export_weights
+from vivavoce.detect.silero import Silero, SileroConfig
+from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, UnknownNameError
+from vivavoce.lm.llama import Llama, LlamaConfig
+from vivavoce.lm.llama_files import import_int8, import_llama
+from vivavoce.nn.decoder import DecoderConfig
+from vivavoce.nn.hifigan import HiFiGAN, HiFiGANConfig
+from vivavoce.nn.quantized import Int8Linear, quantize_rows
+from vivavoce.tts.vits import VITS, VITSConfig
+from vivavoce.tts.vits_voice import VITSVoice
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    return path
+
+
+def same(ours: torch.nn.Module, other: torch.nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.allclose(value, theirs[key], atol=1e-6) for key, value in ours.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("layout", [whisper.OPENAI, whisper.TRANSFORMERS], ids=lambda layout: layout.name)
+def test_whisper_from_published_layouts(desk: Path, layout) -> None:
+    folder = desk / "published"
+    folder.mkdir()
+    model = randomised(Whisper(whisper_config(tokenizer(folder / "tokenizer.json", WHISPER_TOKENS))))
+    write(folder / "model.safetensors", export_weights(layout, model.state_dict()))
+    (folder / "config.json").write_text(json.dumps({"encoder_attention_heads": 3, "decoder_attention_heads": 3}))
+    loaded = vivavoce.load(folder, dtype="float32", parts={"voice_activity": None})
+    assert isinstance(loaded, WhisperRecognizer) and same(loaded.model, model)
+    assert loaded.tokens.multilingual and loaded.voice_activity is None
+    quick = vivavoce.load(folder)
+    assert any(isinstance(module, Int8Linear) for module in quick.model.modules()) and quick.voice_activity is not None
+
+
+def test_silero_hifigan_and_vits_from_published_files(desk: Path) -> None:
+    detector = randomised(Silero(SileroConfig()))
+    path = write(desk / "silero.safetensors", export_weights(silero.SAFETENSORS, detector.state_dict()))
+    assert same(vivavoce.load(path), detector)
+
+    config = HiFiGANConfig(
+        in_channels=8, channels=16, upsample_rates=(4, 2), upsample_kernels=(8, 4), block_kernels=(3, 5, 7),
+        block_dilations=((1, 2), (1, 2), (1, 3)),
+    )  # fmt: skip
+    generator = randomised(HiFiGAN(config))
+    path = write(desk / "g" / "generator.safetensors", export_weights(hifigan.ORIGINAL_1, generator.state_dict()))
+    about = {"num_mels": 8, "upsample_initial_channel": 16, "upsample_rates": [4, 2], "upsample_kernel_sizes": [8, 4],
+             "resblock": "1", "resblock_kernel_sizes": [3, 5, 7],
+             "resblock_dilation_sizes": [[1, 2], [1, 2], [1, 3]]}  # fmt: skip
+    with pytest.raises(vivavoce.VivaError, match=r"config\.json"):
+        vivavoce.load(path)
+    (desk / "g" / "config.json").write_text(json.dumps(about))
+    assert same(vivavoce.load(path), generator)
+
+    voice = randomised(VITS(published_vits()))
+    path = write(desk / "vits.safetensors", export_weights(vits.ORIGINAL, voice.state_dict()))
+    loaded = vivavoce.load(path)
+    assert isinstance(loaded, VITS) and same(loaded, voice)
+
+
+def published_vits() -> VITSConfig:
+    """A small VITS with what the authors' files imply: three kernels, dilations 1, 3, 5, kernels of twice the rate."""
+    decoder = HiFiGANConfig(
+        in_channels=12, channels=16, upsample_rates=(4, 4), upsample_kernels=(8, 8), block_kernels=(3, 7, 11),
+        block_dilations=((1, 3, 5),) * 3, post_bias=False,
+    )  # fmt: skip
+    return replace(VITSConfig.tiny(), decoder=decoder, sample_rate=22_050)
+
+
+def test_llama_from_a_transformers_folder(desk: Path) -> None:
+    folder = desk / "llm"
+    folder.mkdir()
+    size = tokenizer(folder / "tokenizer.json", CHAT_TOKENS)
+    tiny = LlamaConfig.tiny()
+    config = replace(tiny, vocab_size=size, decoder=replace(tiny.decoder, n_kv_heads=tiny.decoder.n_heads))
+    model = Llama(config)
+    randomised(model)
+    table = llama.with_head(llama.TRANSFORMERS, "model.embed_tokens.weight", "lm_head.weight", True)
+    write(folder / "model.safetensors", export_weights(table, model.state_dict()))
+    decoder = config.decoder
+    about = {"model_type": "qwen2", "hidden_size": decoder.dim, "num_hidden_layers": decoder.n_layers,
+             "num_attention_heads": decoder.n_heads, "num_key_value_heads": decoder.n_kv_heads,
+             "head_dim": decoder.head_dim, "intermediate_size": decoder.ffn_dim, "rms_norm_eps": decoder.norm_eps,
+             "max_position_embeddings": decoder.context, "vocab_size": size, "tie_word_embeddings": True}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(about))
+    exact, text = vivavoce.load(folder, dtype="float32")
+    tokens = torch.tensor([text.encode("hello")])
+    assert torch.allclose(exact.logits(tokens), model.logits(tokens), atol=1e-5)
+    rounded, _ = vivavoce.load(folder)
+    assert not torch.equal(rounded.logits(tokens), exact.logits(tokens))
+    assert torch.nn.functional.cosine_similarity(rounded.logits(tokens), exact.logits(tokens), dim=-1).min() > 0.98
+
+
+def test_native_folders_by_name_and_path(desk: Path, tiny_cache: Path) -> None:
+    assert isinstance(vivavoce.load("whisper-base"), WhisperRecognizer)
+    assert isinstance(vivavoce.load("vits-joe", parts={"phonemes": "lexicon"}), VITSVoice)
+    assert isinstance(vivavoce.load(tiny_cache / "models" / "silero-vad"), Silero)
+    model, text = vivavoce.load("smollm2-135m-instruct")
+    floats, _ = vivavoce.load("smollm2-135m-instruct", dtype="float32")
+    tokens = torch.tensor([text.encode("good day")])
+    assert torch.nn.functional.cosine_similarity(model.logits(tokens), floats.logits(tokens), dim=-1).min() > 0.98
+    with pytest.raises(MissingWeightsError, match="viva pull qwen"):
+        vivavoce.load("qwen2.5-coder-1.5b-instruct")
+    with pytest.raises(UnknownNameError, match="no part 'voice'"):
+        vivavoce.load("whisper-base", parts={"voice": None})
+    with pytest.raises(UnknownNameError, match="no part"):
+        vivavoce.load("silero-vad", parts={"x": 1})
+
+
+@pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.stem)
+def test_create_makes_random_models(row) -> None:
+    size = next((name for name in row.sizes if name == "tiny-test"), next(iter(row.sizes)))
+    model = vivavoce.create(row.stem, size, seed=3)
+    assert not model.training and same(model, vivavoce.create(row.stem, size, seed=3))
+    assert not same(model, vivavoce.create(row.stem, size, seed=4))
+    with pytest.raises(UnknownNameError, match="no size"):
+        vivavoce.create(row.stem, "gigantic")
+
+
+# ---------------------------------------------------------------------------------------------------- verbs
+
+
+def test_transcribe_takes_files_and_waves(desk: Path) -> None:
+    wave = tone(5.0)
+    soundfile.write("a.wav", wave, 16_000, subtype="FLOAT")
+    seen, progress = [], []
+    made = vivavoce.transcribe("a.wav", words=True, on_segment=seen.append, on_progress=progress.append)
+    assert seen == list(made.segments) and made.words and progress[-1] == pytest.approx(5.0)
+    assert made.models == ("whisper-base",) and made.duration == pytest.approx(5.0)
+    assert vivavoce.transcribe(wave[:, 0], 16_000, words=True) == made
+    assert vivavoce.transcribe(torch.from_numpy(wave.T.copy()), 16_000, words=True).text == made.text
+    assert vivavoce.transcribe("a.wav", words=True) == made
+    other = vivavoce.transcribe("a.wav", model="whisper-tiny.en", vad=False)
+    assert other.language == "en"
+    with pytest.raises(ConfigError, match="sample_rate"):
+        vivavoce.transcribe(wave)
+    with pytest.raises(AudioError, match="not numbers"):
+        vivavoce.transcribe(np.full(100, np.nan), 16_000)
+    with pytest.raises(AudioError, match=r"\(S,\)"):
+        vivavoce.transcribe(np.zeros((2, 2, 2)), 16_000)
+
+
+def test_a_long_file_is_read_as_it_is_written_down(desk: Path) -> None:
+    """The reader is at most one batch of windows ahead of the writer, so memory does not grow."""
+    soundfile.write("a.wav", np.tile(tone(10.0), (24, 1)), 16_000)
+    read: list[float] = []
+    ahead: list[float] = []
+    vivavoce.transcribe("a.wav", on_progress=read.append, on_segment=lambda s: ahead.append(read[-1] - s.start))
+    assert read[-1] == pytest.approx(240.0) and max(ahead) < 4 * 30 + 20
+
+
+def test_speak_is_repeatable_and_timed(desk: Path) -> None:
+    first = vivavoce.speak("Good morning.", phonemes="lexicon", seed=5)
+    again = vivavoce.speak("Good morning.", phonemes="lexicon", seed=5)
+    assert np.array_equal(first.wave, again.wave) and first.sample_rate == 8000
+    assert [span.text for span in first.alignment] == ["Good", "morning"]
+    assert first.alignment[-1].end_s <= first.duration_s
+    slow = vivavoce.speak("Good morning.", phonemes="lexicon", seed=5, speed=0.5)
+    assert slow.duration_s > 1.5 * first.duration_s
+    with pytest.raises(ConfigError, match="nothing that can be spoken"):
+        vivavoce.speak("...", phonemes="lexicon")
+
+
+def test_models_are_loaded_once(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = api.recognizer("whisper-base")
+    assert api.recognizer("whisper-base").model is one.model
+    assert api.recognizer("whisper-base", vad=False).voice_activity is None
+    assert api.recognizer("whisper-base", dtype="float32").model is not one.model
+    assert api.open_voice("vits-joe", phonemes="lexicon") is api.open_voice("vits-joe", phonemes="lexicon")
+    monkeypatch.setenv("VIVA_MODEL", "whisper-tiny.en")
+    assert api.recognizer().name == "whisper-tiny.en"
+
+
+def test_threads_follow_argument_and_environment(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert api.set_threads(2) == torch.get_num_threads() == 2
+        assert api.set_threads() == torch.get_num_threads() == 1  # VIVA_THREADS
+        monkeypatch.delenv("VIVA_THREADS")
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert api.set_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "many")
+        with pytest.raises(ConfigError, match="whole number"):
+            api.set_threads()
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        assert 1 <= api.set_threads() <= 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_models_and_inspect_say_what_there_is(desk: Path, tiny_cache: Path) -> None:
+    found = {model.name: model for model in vivavoce.models()}
+    assert found["whisper-base"].pulled and found["whisper-base"].room == "asr"
+    looked = vivavoce.inspect(tiny_cache / "models" / "smollm2-135m-instruct")
+    assert looked.system == "llama" and any(tensor.dtype == "int8" for tensor in looked.tensors)
+    path = write(desk / "odd.safetensors", {"a.weight": torch.zeros(3, 4)})
+    odd = vivavoce.inspect(path)
+    assert odd.system is None and odd.format == "safetensors" and odd.n_parameters == 12
+    for row in CATALOGUE:
+        assert all(lines > 0 for _, lines in vivavoce.inspect(row.stem).stack)
+
+
+# ---------------------------------------------------------------------------------------------------- conversions
+
+
+def gguf(architecture: str) -> Checkpoint:
+    """A small GGUF file in memory: matrices in blocks of four bits."""
+    rng = np.random.default_rng(0)
+    kind = TYPES[2]
+
+    def blocks(rows: int, width: int) -> GGUFTensor:
+        data = rng.integers(0, 256, (rows * width // kind.weights, kind.bytes), np.uint8)
+        data[:, :2] = np.frombuffer(np.float16(0.05).tobytes(), np.uint8)
+        return GGUFTensor((rows, width), kind, memoryview(data.tobytes()))
+
+    def vector(size: int) -> GGUFTensor:
+        return GGUFTensor((size,), TYPES[0], memoryview(rng.normal(1, 0.1, size).astype("<f4").tobytes()))
+
+    entries = {"token_embd.weight": blocks(97, 32), "output_norm.weight": vector(32)}
+    for i in range(2):
+        shapes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32),
+                  "ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}  # fmt: skip
+        entries |= {f"blk.{i}.{name}.weight": blocks(*shape) for name, shape in shapes.items()}
+        entries |= {f"blk.{i}.{name}_norm.weight": vector(32) for name in ("attn", "ffn")}
+        if architecture == "qwen2":
+            entries |= {f"blk.{i}.attn_{name}.bias": vector(size) for name, size in (("q", 32), ("k", 16), ("v", 16))}
+    about = {"general.architecture": architecture, "tokenizer.ggml.tokens": [str(i) for i in range(97)]}
+    numbers = {"attention.head_count": 4, "attention.head_count_kv": 2, "embedding_length": 32, "block_count": 2,
+               "feed_forward_length": 64, "context_length": 64, "attention.layer_norm_rms_epsilon": 1e-5}  # fmt: skip
+    about |= {f"{architecture}.{name}": value for name, value in numbers.items()}
+    return Checkpoint("gguf", Path("toy.gguf"), GGUFFile(3, about, entries), about)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_rounding_to_int8_row_by_row_is_rounding_the_floats(architecture: str) -> None:
+    checkpoint = gguf(architecture)
+    config, floats = import_llama(checkpoint)
+    assert config.decoder == DecoderConfig(
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        ffn_dim=64,
+        context=64,
+        qkv_bias=architecture == "qwen2",
+    )
+    _, rounded = import_int8(checkpoint)
+    assert set(rounded) == set(int8(floats))
+    for key, value in floats.items():
+        if value.dim() == 2:
+            rows, scale = quantize_rows(value)
+            assert torch.equal(rounded[key], rows) and torch.equal(rounded[f"{key}_scale"], scale), key
+        else:
+            assert torch.equal(rounded[key], value)
+
+
+def test_parts_are_written_as_one_file(tmp_path: Path) -> None:
+    checkpoint = gguf("qwen2")
+    config, whole = import_int8(checkpoint)
+    shapes = conversions._int8_shapes(config)
+    conversions.write_parts(tmp_path / "a.safetensors", shapes, iter([dict(list(whole.items())[::-1])]))
+    from safetensors.torch import load_file
+
+    back = load_file(tmp_path / "a.safetensors")
+    assert set(back) == set(whole) and all(torch.equal(back[key], whole[key]) for key in whole)
+
+
+def test_whisper_and_silero_are_converted_once(desk: Path) -> None:
+    folder = desk / "published"
+    folder.mkdir()
+    config = whisper_config(tokenizer(folder / "tokenizer.json", WHISPER_TOKENS))
+    model = randomised(Whisper(config))
+    path = write(folder / "model.safetensors", export_weights(whisper.OPENAI, model.state_dict()))
+    (folder / "config.json").write_text(json.dumps({"encoder_attention_heads": 3, "decoder_attention_heads": 3}))
+    files = {item.name: item for item in folder.iterdir()}
+    conversions.convert_whisper(path, files, desk / "w")
+    assert open_native(desk / "w").tensors()["encoder.conv1.weight"].dtype == torch.float16
+    loaded = vivavoce.load(desk / "w", dtype="float32")
+    assert torch.allclose(loaded.model.encoder.conv1.weight, model.encoder.conv1.weight, atol=1e-3)
+
+    both = {
+        **export_weights(silero.TORCHSCRIPT, randomised(Silero(SileroConfig()), 1).state_dict()),
+        **export_weights(silero.TORCHSCRIPT_8K, randomised(Silero(SileroConfig.narrowband()), 2).state_dict()),
+    }
+    path = write(desk / "vad.safetensors", both)
+    conversions.convert_silero(path, {}, desk / "s")
+    assert same(vivavoce.load(desk / "s"), randomised(Silero(SileroConfig()), 1))
+
+
+def test_a_piper_configuration_becomes_settings(tmp_path: Path) -> None:
+    about = {"audio": {"sample_rate": 8000}, "espeak": {"voice": "en-us"}, "inference": {"noise_w": 0.5},
+             "phoneme_id_map": {"_": [0], "a": [1, 2]}, "speaker_id_map": {}}  # fmt: skip
+    (tmp_path / "v.onnx.json").write_text(json.dumps(about))
+    made = conversions.voice_settings(tmp_path / "v.onnx.json")
+    assert set(made) == set(voice_settings()) and made["duration_noise_scale"] == 0.5 and made["symbols"]["a"] == [1, 2]
+    (tmp_path / "v.onnx.json").write_text(json.dumps({"audio": {}}))
+    with pytest.raises(vivavoce.VivaError, match="Piper configuration"):
+        conversions.voice_settings(tmp_path / "v.onnx.json")
+
+
+def test_how_a_chat_is_written_is_told_by_its_tokens() -> None:
+    assert conversions.chat_settings({"<|im_start|>": 1, "<|im_end|>": 2})["chat"] == "chatml"
+    assert conversions.chat_settings({"</s>": 2}) == {"chat": None, "stop": ["</s>"]}
+
+
+def test_everything_that_is_offered_is_there() -> None:
+    for name in vivavoce.__all__:
+        assert callable(getattr(vivavoce, name)), name
+    assert set(vivavoce.__all__) <= set(dir(vivavoce))
+    with pytest.raises(AttributeError):
+        _ = vivavoce.nothing
