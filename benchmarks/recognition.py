@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.sounds import RATE, digit_strings, recordings, without_speech
+from benchmarks.sounds import DIGITS, RATE, digit_strings, recordings, without_speech
 from vivavoce.text.whisper_normalizer import BasicNormalizer, EnglishNormalizer
 
 Recognise = Callable[[np.ndarray, str], str]
@@ -53,8 +53,9 @@ def normal(text: str, language: str) -> str:
 
 
 def digits_of(text: str) -> str:
-    """Numerals and number words alike: "one, 23" -> "123"."""
-    return re.sub(r"\D", "", ENGLISH(re.sub(r"[-,.]", " ", text)))
+    """Numerals and digit words alike: "one, 23" -> "123"."""
+    words = re.findall(r"[a-z]+|\d", text.lower())
+    return "".join(str(DIGITS.index(word)) if word in DIGITS else word if word.isdigit() else "" for word in words)
 
 
 def accuracy(sides: dict[str, Recognise], shards: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -348,3 +350,29 @@ def test_everything_that_is_offered_is_there() -> None:
     assert set(vivavoce.__all__) <= set(dir(vivavoce))
     with pytest.raises(AttributeError):
         _ = vivavoce.nothing
+
+
+def test_an_empty_cache_names_one_command(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIVA_CACHE", str(desk / "none"))
+    soundfile.write("a.wav", tone(0.5), 16_000)
+    with pytest.raises(MissingWeightsError, match="viva pull starter"):
+        vivavoce.transcribe("a.wav")
+    assert not (desk / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["whisper-base", "vits-joe", "smollm2-135m-instruct"])
+def test_loading_does_not_import_the_compiler(desk: Path, name: str) -> None:
+    """Which takes longer than everything else together, and is drawn in by some operations on the meta device."""
+    code = f"import sys, vivavoce; vivavoce.load({name!r}); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_gpu_is_refused_where_it_would_fail_later(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        vivavoce.load("whisper-base", device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="recognisers run on the CPU only"):
+        vivavoce.load("whisper-base", device="cuda")
+    with pytest.raises(ConfigError, match="int8 layers run on a CPU only"):
+        vivavoce.load("smollm2-135m-instruct", device="cuda", dtype="int8")

@@ -51,6 +51,7 @@ from vivavoce.vocoders import hifigan
 
 VOICE_ACTIVITY = "silero-vad"
 VOICE = "vits-joe"
+RECOGNIZERS = ("whisper-base", "whisper-tiny.en")  # best first
 DTYPES = ("int8", "float32")
 PHONEMES = ("auto", "espeak", "lexicon")
 TASKS = ("transcribe", "translate")
@@ -153,6 +154,11 @@ class _Options:
         given = self.part("phonemes", lambda: "auto")
         return phonemizer(language, given) if isinstance(given, str) else given
 
+    def cpu_only(self, what: str) -> None:
+        """Refuse a GPU where the loops around the model keep their tensors on the CPU."""
+        if self.device.type != "cpu":
+            raise ConfigError(f"{what} run on the CPU only; leave out the device {str(self.device)!r}")
+
     def no_parts(self) -> None:
         if self.parts:
             raise UnknownNameError(f"this system has no part {next(iter(self.parts))!r}; leave it out")
@@ -176,7 +182,7 @@ def _from_native(folder: Path, name: str, options: _Options) -> Any:
     raise CheckpointError(f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull it again")
 
 
-def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Int8 rows and their scales multiplied out."""
     scales = {key for key in tensors if key.endswith(".weight_scale")}
     return {
@@ -232,11 +238,12 @@ def phonemizer(language: str, choice: str = "auto") -> Phonemizer:
 
 
 def _recognizer(model: Whisper, tokenizer: Tokenizer, name: str, options: _Options) -> WhisperRecognizer:
+    options.cpu_only("recognisers")
     detector = options.part("voice_activity", _voice_activity)
     if options.int8:
         quantize_linears(model)
     tokens = WhisperTokens.for_vocabulary(tokenizer, model.config.vocab_size)
-    return WhisperRecognizer(model.to(options.device), tokens, detector, name=name)
+    return WhisperRecognizer(model, tokens, detector, name=name)
 
 
 @functools.cache
@@ -354,7 +361,10 @@ def _stem_of(name: str) -> str:
 def default_recognizer() -> str:
     """The best recogniser that has been pulled."""
     here = store.installed()
-    return next((name for name in ("whisper-base", "whisper-tiny.en") if name in here), "whisper-base")
+    for name in RECOGNIZERS:
+        if name in here:
+            return name
+    raise MissingWeightsError("no recogniser is here yet: run  viva pull starter")
 
 
 def recognizer(

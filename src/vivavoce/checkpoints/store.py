@@ -314,11 +314,12 @@ def _run_pip(command: list[str], piece: Piece, folder: Path, report: Callable[[i
 
 def _size_of(folder: Path) -> int:
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # pip moves files while we look
-            continue
+    for place, _, names in os.walk(folder):  # which passes over folders that pip removes while we look
+        for name in names:
+            try:
+                total += os.path.getsize(os.path.join(place, name))
+            except OSError:
+                continue
     return total
 
 

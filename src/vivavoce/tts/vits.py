@@ -129,8 +129,10 @@ class RelativeAttention(nn.Module):
         super().__init__()
         self.n_heads, self.window = n_heads, window
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.relative_keys = nn.Parameter(torch.randn(2 * window + 1, dim // n_heads) * (dim // n_heads) ** -0.5)
-        self.relative_values = nn.Parameter(torch.randn(2 * window + 1, dim // n_heads) * (dim // n_heads) ** -0.5)
+        self.relative_keys = nn.Parameter(torch.empty(2 * window + 1, dim // n_heads))
+        self.relative_values = nn.Parameter(torch.empty(2 * window + 1, dim // n_heads))
+        for table in (self.relative_keys, self.relative_values):
+            nn.init.normal_(table, std=(dim // n_heads) ** -0.5)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,202 @@
+"""Every catalogue row at a tiny size, in the form that the shared laws need.
+
+``tiny`` makes it, ``STREAMS`` runs it offline and piece by piece, ``layouts`` pairs each published layout with a model
+that it can hold. A new row adds an entry to each; the tests say which is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.tiny import randomised
+from vivavoce.api import create
+from vivavoce.asr.whisper import Whisper
+from vivavoce.catalogue import CATALOGUE, reference
+from vivavoce.checkpoints.layouts import llama as llama_layouts
+from vivavoce.checkpoints.rules import Layout
+from vivavoce.detect.silero import Silero, SileroConfig
+from vivavoce.lm.llama import Llama, LlamaConfig
+from vivavoce.nn.hifigan import HiFiGAN, HiFiGANConfig
+from vivavoce.tts.vits import VITS, VITSConfig
+
+
+def hifigan_config(block_type: int = 2) -> HiFiGANConfig:
+    """A generator of 16 samples a frame, with the three blocks a stage that every published layout counts on."""
+    return HiFiGANConfig(
+        in_channels=6, channels=16, upsample_rates=(4, 4), upsample_kernels=(8, 8),
+        block_type=1 if block_type == 1 else 2, block_kernels=(3, 5, 7), block_dilations=((1, 2), (1, 2), (1, 3)),
+    )  # fmt: skip
+
+
+def vits_config(trainable: bool = True) -> VITSConfig:
+    decoder = replace(hifigan_config(), in_channels=12, post_bias=False)
+    return replace(VITSConfig.tiny(), decoder=decoder, trainable=trainable)
+
+
+def llama_config(tied: bool) -> LlamaConfig:
+    """As many key heads as heads: the published tables cut the joined matrix into equal parts when they write."""
+    config = LlamaConfig.tiny()
+    return replace(config, tied=tied, decoder=replace(config.decoder, n_kv_heads=config.decoder.n_heads))
+
+
+def tiny(stem: str) -> nn.Module:
+    """The smallest model of a row, nothing left at zero: the size ``tiny-test``, or a small one made here."""
+    if stem == "hifigan":
+        return randomised(HiFiGAN(hifigan_config()))
+    if stem == "vits":
+        return _stirred(vits_config())
+    return randomised(create(stem, "tiny-test"))
+
+
+def _stirred(config: VITSConfig) -> VITS:
+    """VITS as it starts, with noise on top: gains stay near one, and what starts at zero does not stay there."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VITS(config)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    return model.eval()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------------- streaming
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a row runs offline and in pieces: ``unit`` columns of input to a tick, outputs (B, T, ...) with time second.
+
+    ``late``: how many output columns the stream withholds; ``ahead``: ticks that an output may look ahead; ``grows``:
+    attention reads the past, so the work of a step may grow by the same small amount each time.
+    """
+
+    model: nn.Module
+    draw: Callable[[int, int, int], Tensor]  # batch, ticks, seed -> input, time last
+    start: Callable[[int], Any]
+    step: Callable[[Tensor, Any], tuple[Tensor, Any]]
+    flush: Callable[[Any], Tensor] | None
+    whole: Callable[[Tensor], Tensor]
+    unit: int = 1
+    late: int = 0
+    ahead: int = 0
+    grows: bool = False
+
+    def run(self, x: Tensor, ticks: list[int], state: Any = None) -> Tensor:
+        """The stream cut into pieces of so many ticks, without the columns before its start and behind its end."""
+        state = self.start(x.shape[0]) if state is None else state
+        made = []
+        for piece in x.split([n * self.unit for n in ticks], dim=-1):
+            y, state = self.step(piece, state)
+            made.append(y)
+        if self.flush is not None:
+            made.append(self.flush(state))
+        y = torch.cat(made, dim=1)
+        return y[:, self.late :][:, : y.shape[1] - self.late]
+
+
+def _silero() -> Stream:
+    model = tiny("silero")
+    assert isinstance(model, Silero)
+    chunk = model.config.chunk
+    return Stream(model, lambda b, n, seed: noise(b, n * chunk, seed=seed), model.init_state, model.step, None, model,
+                  unit=chunk)  # fmt: skip
+
+
+def _hifigan() -> Stream:
+    model = tiny("hifigan")
+    assert isinstance(model, HiFiGAN)
+    return Stream(model, lambda b, n, seed: noise(b, 6, n, seed=seed), model.init_state, model.step, model.flush, model,
+                  late=model.delay, ahead=model.lookahead)  # fmt: skip
+
+
+def _vits() -> Stream:
+    model = tiny("vits")
+    assert isinstance(model, VITS)
+    return Stream(model, lambda b, n, seed: noise(b, 12, n, seed=seed), model.init_state, model.step, model.flush,
+                  model.decode, late=model.delay, ahead=model.lookahead)  # fmt: skip
+
+
+def _llama() -> Stream:
+    model = tiny("llama")
+    assert isinstance(model, Llama)
+
+    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        hidden, state = model.decoder.step(model.embedding(tokens), state)
+        return model.head(hidden), state
+
+    def draw(batch: int, ticks: int, seed: int) -> Tensor:
+        return torch.randint(97, (batch, ticks), generator=torch.Generator().manual_seed(seed))
+
+    return Stream(model, draw, model.init_state, step, None, model, grows=True)
+
+
+def _whisper() -> Stream:
+    """The writer; what it hears is one memory for all rows."""
+    model = tiny("whisper")
+    assert isinstance(model, Whisper)
+    with torch.inference_mode():
+        heard = model.encode(noise(1, 20, 200))
+
+    def memory(batch: int):
+        return model.decoder.remember(heard.expand(batch, -1, -1))
+
+    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        span = int(state[0].position.max()) + tokens.shape[1]
+        hidden, state, _ = model.decoder.hidden(tokens, state, memory(tokens.shape[0]), span)
+        return model.decoder.head(hidden), state
+
+    def draw(batch: int, ticks: int, seed: int) -> Tensor:
+        return torch.randint(2300, (batch, ticks), generator=torch.Generator().manual_seed(seed))
+
+    return Stream(model, draw, model.decoder.init_state, step, None,
+                  lambda tokens: model.decoder(tokens, memory(tokens.shape[0])), grows=True)  # fmt: skip
+
+
+STREAMS: dict[str, Callable[[], Stream]] = {
+    "silero": _silero,
+    "hifigan": _hifigan,
+    "vits": _vits,
+    "llama": _llama,
+    "whisper": _whisper,
+}
+
+# ---------------------------------------------------------------------------------------------------- layouts
+
+
+def _llama_layout(published: Callable[..., Layout] | Layout, tied: bool) -> Layout:
+    decoder = llama_config(tied).decoder
+    if isinstance(published, Layout):
+        return llama_layouts.with_head(published, "model.embed_tokens.weight", "lm_head.weight", tied)
+    table = published(decoder.n_heads, decoder.n_kv_heads, True)
+    return llama_layouts.with_head(table, "token_embd.weight", "output.weight", tied)
+
+
+def layouts() -> Iterator[tuple[str, Layout, Callable[[], nn.Module]]]:
+    """(name, table, a model it can hold) of every layout that a row names."""
+    for row in CATALOGUE:
+        for name, path in row.layouts.items():
+            table = reference(path)
+            if row.stem == "llama":
+                for tied in (True, False):
+                    label = f"llama, {name}, {'tied' if tied else 'own head'}"
+                    yield label, _llama_layout(table, tied), lambda tied=tied: randomised(Llama(llama_config(tied)))
+            else:
+                yield f"{row.stem}, {name}", table, lambda table=table, stem=row.stem: _holder(stem, table)
+
+
+def _holder(stem: str, table: Layout) -> nn.Module:
+    if stem == "silero":
+        return randomised(Silero(SileroConfig.narrowband() if "8 kHz" in table.name else SileroConfig()))
+    if stem == "hifigan":
+        return randomised(HiFiGAN(hifigan_config(2 if table.name.endswith("2") else 1)))
+    if stem == "vits":
+        return _stirred(vits_config(trainable=table.name != "vits piper"))
+    return tiny(stem)
