@@ -91,7 +91,7 @@ def test_a_layer_too_many_is_seen(case) -> None:
     table, ours, theirs = case
     more = {re.sub(r"(?<=\D)1(?=\D)", "41", key, count=1): value for key, value in theirs.items()}
     assert more.keys() != theirs.keys()
-    with pytest.raises(CheckpointError, match="surplus: .*41"):
+    with pytest.raises(CheckpointError, match=r"surplus: .*41"):
         import_weights(table, {**theirs, **more}, _shapes(ours))
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from vivavoce.asr.whisper import Memory, TextDecoder
 from vivavoce.asr.whisper_tokens import TIMESTAMP_STEP, WhisperTokens
 from vivavoce.nn.attention import reorder
+from vivavoce.search.sampling import period
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class DecodingOptions:
     max_initial_timestamp: float | None = 1.0  # seconds
     suppress: tuple[int, ...] | None = None  # None: the published list
     suppress_blank: bool = True
+    max_repeats: int | None = None  # stop a row that says the same more often than this in a row
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Decoded:
     avg_logprob: float
     no_speech_prob: float
     temperature: float = 0.0
+    looped: bool = False  # stopped because it repeated itself
 
     @property
     def compression_ratio(self) -> float:
@@ -138,7 +142,7 @@ def decode(decoder: TextDecoder, tokens: WhisperTokens, memory: Memory, options:
         span += 1
         logits, state = decoder.step(written.last()[:, None], state, memory, span)
     return [
-        Decoded(tuple(ids), tokens.decode(ids).strip(), total / (len(ids) + 1), silent, options.temperature)
+        Decoded(tuple(ids), tokens.decode(ids).strip(), total / (len(ids) + 1), silent, options.temperature, _loops(ids, options))
         for (ids, total), silent in zip(written.best(), no_speech, strict=True)
     ]
 
@@ -152,6 +156,10 @@ def _initial_tokens(decoder: TextDecoder, tokens: WhisperTokens, options: Decodi
     if options.prompt:
         sequence = [tokens.special.start_of_previous, *options.prompt[-(context // 2 - 1) :], *sequence]
     return sequence
+
+
+def _loops(tokens: Sequence[int], options: DecodingOptions) -> bool:
+    return options.max_repeats is not None and period(tokens, 32, options.max_repeats) > 0
 
 
 class _Draws:
@@ -176,6 +184,7 @@ class _Draws:
                 self.ended[i] = token == self.end
             if not self.ended[i]:
                 self.rows[i].append(token)
+                self.ended[i] = _loops(self.rows[i], self.options)
         self._last = torch.where(torch.tensor(self.ended), self.end, chosen)
 
     def last(self) -> Tensor:
@@ -272,9 +281,13 @@ class FallbackOptions:
     avg_logprob: float | None = -1.0
     no_speech: float | None = 0.6
     samples: int = 5
+    doubt: float | None = None  # average log-probability below which a greedy pass is searched again
+    beams: int = 5  # with so many beams
 
     def distrusts(self, result: Decoded) -> bool:
         """Repeats itself or is improbable, unless it is silence that is improbable."""
+        if result.looped:
+            return True
         if self.compression_ratio is not None and result.compression_ratio > self.compression_ratio:
             return True
         improbable = self.avg_logprob is not None and result.avg_logprob < self.avg_logprob
@@ -284,7 +297,7 @@ class FallbackOptions:
 
 def decode_with_fallback(decoder: TextDecoder, tokens: WhisperTokens, memory: Memory, options: DecodingOptions,
                          fallback: FallbackOptions, generator: torch.Generator | None = None) -> list[Decoded]:  # fmt: skip
-    """Decode all windows together; those that are distrusted are decoded again, alone, at rising temperatures.
+    """Decode all windows together; doubtful ones are searched again with beams, distrusted ones at rising temperatures.
 
     If every temperature fails, the most probable of the passes that do not repeat themselves is kept, else the last.
     """
@@ -292,6 +305,10 @@ def decode_with_fallback(decoder: TextDecoder, tokens: WhisperTokens, memory: Me
     for i, first in enumerate(results):
         tried = [first]
         alone = Memory(tuple(k[i : i + 1] for k in memory.keys), tuple(v[i : i + 1] for v in memory.values))
+        if fallback.doubt is not None and options.beams == 1 and (first.looped or first.avg_logprob < fallback.doubt):
+            wider = decode(decoder, tokens, alone, replace(options, temperature=0.0, beams=fallback.beams))[0]
+            if fallback.distrusts(first) or wider.avg_logprob > first.avg_logprob:
+                tried.append(wider)
         for temperature in fallback.temperatures[1:]:
             if not fallback.distrusts(tried[-1]):
                 break
@@ -299,7 +316,8 @@ def decode_with_fallback(decoder: TextDecoder, tokens: WhisperTokens, memory: Me
             tried += decode(decoder, tokens, alone, hotter, generator)
         results[i] = tried[-1]
         if fallback.distrusts(tried[-1]) and fallback.compression_ratio is not None:
-            calm = [result for result in tried if result.compression_ratio <= fallback.compression_ratio]
+            limit = fallback.compression_ratio
+            calm = [result for result in tried if result.compression_ratio <= limit and not result.looped]
             results[i] = max(calm or tried[-1:], key=lambda result: result.avg_logprob)
     return results
 

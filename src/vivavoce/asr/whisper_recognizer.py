@@ -21,7 +21,7 @@ from vivavoce.asr.whisper_decoding import Decoded, DecodingOptions, FallbackOpti
 from vivavoce.asr.whisper_timing import Bounds, find_words, place_words
 from vivavoce.asr.whisper_tokens import WhisperTokens, language_code
 from vivavoce.audio.mel import mel_spectrum, whisper_scale
-from vivavoce.audio.resample import resample
+from vivavoce.audio.resample import Resampler, resample
 from vivavoce.detect.segments import SegmentOptions, Segmenter
 from vivavoce.detect.silero import Silero
 
@@ -32,8 +32,10 @@ CONTEXT = 400  # samples on either side that the first and last frame of a cut a
 # of a hundred clips of noise and music none came above 0.7, of two hundred spoken ones none stayed below 0.9.
 SPEECH = SegmentOptions(threshold=0.4, min_speech=60.0, min_silence=800.0, max_speech=28_000.0, pad=400.0, peak=0.8)
 
+MAX_REPEATS = 8  # nobody says the same thing more often in a row
+DOUBT = -0.5  # average log-probability below which a window is searched again with several beams; clear speech has -0.3
 # In conversation there is no time for six temperatures.
-QUICK = FallbackOptions(temperatures=(0.0, 0.4), samples=2)
+QUICK = FallbackOptions(temperatures=(0.0, 0.4), samples=2, doubt=DOUBT)
 
 
 class Tape:
@@ -111,9 +113,11 @@ class WhisperRecognizer:
         """Blocks of a 16 kHz wave, in order -> segments as they are written. ``self.language`` is set by the first."""
         self.language = language_code(language) if language else ("en" if not self.tokens.multilingual else "")
         known = tuple(self.tokens.encode(" " + prompt.strip())) if prompt else ()
-        options = DecodingOptions(language=self.language or None, task=task, beams=beams, prompt=known)
+        options = DecodingOptions(
+            language=self.language or None, task=task, beams=beams, prompt=known, max_repeats=MAX_REPEATS
+        )
         tape = Tape(blocks)
-        fallback = FallbackOptions()
+        fallback = FallbackOptions(doubt=DOUBT)
         if self.voice_activity is None:
             for window in sequential_windows(self, tape, options, fallback, words=words):
                 yield from window.segments
@@ -126,16 +130,13 @@ class WhisperRecognizer:
     def stream(self, blocks: Iterable[Tensor], sample_rate: int, *, language: str | None = None,
                every: float = 1.0) -> Iterator[Partial]:  # fmt: skip
         """Blocks as they are heard -> what is understood so far, about once in ``every`` seconds, and at last the whole."""
-        heard: list[Tensor] = []
-        fresh = 0
-        for block in blocks:
-            heard.append(resample(block, sample_rate, SAMPLE_RATE))
-            fresh += heard[-1].numel()
+        heard, fresh = torch.zeros(0), 0
+        for block in _at_hearing_rate(blocks, sample_rate):
+            heard, fresh = torch.cat([heard, block]), fresh + block.numel()
             if fresh >= every * SAMPLE_RATE:
                 fresh = 0
-                yield Partial(self.transcribe(torch.cat(heard), SAMPLE_RATE, language=language).text)
-        wave = torch.cat(heard) if heard else torch.zeros(0)
-        yield Partial(self.transcribe(wave, SAMPLE_RATE, language=language).text, final=True)
+                yield Partial(self.transcribe(heard, SAMPLE_RATE, language=language).text)
+        yield Partial(self.transcribe(heard, SAMPLE_RATE, language=language).text, final=True)
 
     @torch.inference_mode()
     def understand(self, wave: Tensor, language: str | None, cancelled: Callable[[], bool]) -> str:
@@ -143,7 +144,7 @@ class WhisperRecognizer:
 
         The encoder reads only ``self.context_for`` the utterance instead of 30 s. Stops early once ``cancelled()``.
         """
-        options = DecodingOptions(language=language, timestamps=False)
+        options = DecodingOptions(language=language, timestamps=False, max_repeats=MAX_REPEATS)
         memory = self.remember([wave], self.context_for(wave.numel()))
         if cancelled():
             return ""
@@ -208,10 +209,15 @@ class WhisperRecognizer:
     # ------------------------------------------------------------------------------------------- windows to segments
 
     def features(self, waves: list[Tensor], context: int | None = None) -> Tensor:
-        """Waves of at most one window -> (B, M, frames): each followed by silence, compressed by its own maximum."""
-        size = 2 * (context or self.model.config.audio_context) * HOP
-        batch = torch.stack([F.pad(wave[:size], (0, max(0, size - wave.numel()))) for wave in waves])
-        return whisper_scale(mel_spectrum(batch, self.model.config.mel))
+        """Waves of at most one window -> (B, M, frames). Behind the last real frame stand zeros, as in the paper's long form:
+        after spectra of true silence the writer is readier to invent and to leave out."""
+        frames = 2 * (context or self.model.config.audio_context)
+        made = []
+        for wave in waves:
+            n_frames = min(frames, wave.numel() // HOP)
+            log_mel = mel_spectrum(F.pad(wave[: frames * HOP], (0, CONTEXT))[None], self.model.config.mel)[..., :n_frames]
+            made.append(F.pad(whisper_scale(log_mel), (0, frames - n_frames)))
+        return torch.cat(made)
 
     def remember(self, waves: list[Tensor], context: int | None = None) -> Memory:
         """Encode waves for the decoder; ``context`` positions instead of the published 1500."""
@@ -244,6 +250,19 @@ class WhisperRecognizer:
             odds = detect_language(self.model.decoder, self.tokens, first)[0]
             self.language = max(odds, key=odds.__getitem__)
         return replace(options, language=self.language)
+
+
+def _at_hearing_rate(blocks: Iterable[Tensor], sample_rate: int) -> Iterator[Tensor]:
+    """Blocks (S,) at any rate -> blocks at 16 kHz, without seams."""
+    if sample_rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    resampler = Resampler(sample_rate, SAMPLE_RATE)
+    state = resampler.init_state(1)
+    for block in blocks:
+        made, state = resampler.step(block[None].float(), state)
+        yield made[0]
+    yield resampler.flush(state)[0]
 
 
 def join_text(segments: Iterable[Segment]) -> str:

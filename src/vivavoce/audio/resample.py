@@ -73,7 +73,7 @@ class Resampler:
         windows = sound.unfold(1, self.phases.shape[1], 1)[:, whole] if count else sound.new_zeros(sound.shape[0], 0, 1)
         made = (windows * self.phases[phase]).sum(-1) if count else sound.new_zeros(sound.shape[0], 0)
         following = start + self.down * count
-        drop = min(following // self.up, sound.shape[1] - 2 * self.half)
+        drop = max(0, min(following // self.up, sound.shape[1] - 2 * self.half))
         phase_left = torch.full_like(state.phase, following - drop * self.up)
         return made, ResampleState(sound[:, drop:], phase_left)
 

@@ -105,6 +105,7 @@ def calculate(plain: str, last: Fraction | None = None) -> Fraction | str | None
         text = re.sub(pattern, f" {sign} ", text)
     if last is not None:
         text = re.sub(r"\b(?:that|it|the result|this)\b", _written(last), text)
+        text = re.sub(r"^(?:n|an|in) (?=[-+*/^])", "", text.strip())  # "and plus" is often heard so
         if re.match(r"[-+*/^]", text.strip()):
             text = f"{_written(last)} {text}"
     text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", r"\1", text)

@@ -48,11 +48,12 @@ class TextModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """``max_sentences`` cuts the answer (0: no cut); ``max_tokens`` bounds it."""
+    """``max_sentences`` cuts the answer (0: no cut) once it has ``min_chars``; ``max_tokens`` bounds it."""
 
     system: str = SYSTEM
     max_tokens: int = 120
     max_sentences: int = 1
+    min_chars: int = 24
     sampling: SamplingOptions = SamplingOptions()
     capacity: int = 2048  # tokens of conversation kept
 
@@ -105,12 +106,13 @@ class ChatModel:
         if line >= 0:
             return line
         found = sentences(text)
-        if len(found) <= self.options.max_sentences:
-            return len(text)
         at = 0
-        for sentence in found[: self.options.max_sentences]:
+        for n, sentence in enumerate(found[:-1], start=1):
             at = text.index(sentence, at) + len(sentence)
-        return at
+            # a greeting or a question is not yet an answer: one more sentence
+            if n >= self.options.max_sentences and at >= self.options.min_chars and not sentence.endswith("?"):
+                return at
+        return len(text)
 
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
         """System prompt and turns; the oldest turns go when the conversation outgrows the room."""

@@ -42,21 +42,25 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        # on a CPU the library's function is seven passes; the norm of a row is one
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return (x * scale).mul_(self.weight)
 
 
 def rope_table(context: int, head_dim: int, base: float) -> Tensor:
-    """(2, context, head_dim): cosines and sines, both halves filled."""
+    """(2, context, head_dim): cosines, and sines whose first half is negative, as :func:`rotate` wants them."""
     rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.outer(torch.arange(context, dtype=torch.float64), rates)
-    angles = torch.cat([angles, angles], dim=1)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    return torch.stack([torch.cat([angles.cos(), angles.cos()], 1), torch.cat([-angles.sin(), angles.sin()], 1)]).float()
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn pairs (i, i + D/2) of x (B, H, T, D) by angles (B or 1, 1, T, D)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+    """Turn pairs (i, i + D/2) of x (B, H, T, D) by angles (B or 1, 1, T, D): x cos + (halves exchanged) sin, the sine
+    of the first half being negative."""
+    half = x.shape[-1] // 2
+    return torch.addcmul(x * cosine, x.roll(half, dims=-1), sine)
 
 
 class DecoderLayer(nn.Module):
