@@ -1,4 +1,4 @@
-"""Write the tables of the pages anew from the catalogue: between ``<!-- table NAME -->`` and ``<!-- end -->``.
+"""Write the tables of the pages anew from the catalogue: between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
 
 ``make docs`` runs it; a test compares. Nothing heavy is imported.
 """
@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vivavoce.catalogue import CATALOGUE, system_of
+from vivavoce.catalogue import CATALOGUE, System, system_of
 from vivavoce.checkpoints.sources import SETS, SOURCES
 
-HERE = Path(__file__).parent
-_PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+_PLACE = re.compile(r"(<!-- (\w+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
 
 
 def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
@@ -21,15 +22,24 @@ def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _parity(row: System) -> str:
+    """Which kinds of parity tests a system has: recorded cases, a reference that runs beside it."""
+    tests = ROOT / "tests" / "parity"
+    marks = (f"layouts.{row.stem} ", f".{row.room}.{row.stem} ")
+    live = any(mark in path.read_text("utf-8") for path in tests.glob("test_*.py") for mark in marks)
+    kinds = ["recorded"] * (tests / f"golden_{row.stem}.py").is_file() + ["live"] * live
+    return ", ".join(kinds) or "no"
+
+
 def systems() -> str:
-    """Every system: its room, what it is for, its file, and how it streams."""
+    """Every system: its room, its file, how it streams, and how it is checked."""
     return _table(
-        ["system", "room", "verbs", "model", "streams", "paper"],
+        ["system", "room", "model", "streams", "parity", "real weights", "paper"],
         (
             [
-                f"**{row.title}** `{row.stem}`", row.room, ", ".join(row.verbs) or "a part of others",
-                f"`src/{row.model.partition(':')[0].replace('.', '/')}.py`",
-                f"{row.streams}: {row.streaming}", row.paper,
+                f"**{row.title}** `{row.stem}`", row.room, f"`src/{row.model.partition(':')[0].replace('.', '/')}.py`",
+                f"{row.streams}: {row.streaming}", _parity(row), ", ".join(f"`{name}`" for name in row.weights) or "no",
+                row.paper,
             ]
             for row in CATALOGUE
         ),
@@ -66,8 +76,8 @@ TABLES: dict[str, Callable[[], str]] = {"systems": systems, "layouts": layouts, 
 def pages() -> dict[Path, str]:
     """Every page that holds a generated table, as it should be."""
     made = {}
-    for path in sorted(HERE.glob("*.md")):
-        text = path.read_text("utf-8")
+    for path in (ROOT / "README.md", *sorted(HERE.glob("*.md"))):
+        text = path.read_text("utf-8") if path.is_file() else ""
         if _PLACE.search(text):
             made[path] = _PLACE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
     return made

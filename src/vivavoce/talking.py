@@ -154,7 +154,7 @@ def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[
     """
     session, clock = cascade.session(), cascade.clock
     listener, began = _Listener(session.sample_rate), clock()
-    fed, done = 0, 0
+    fed, done, told = 0, 0, False  # told: the turn was given out, but its sound may still be playing
     try:
         for block in _then_silence(blocks, session):
             fed += block.numel()
@@ -164,14 +164,17 @@ def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[
                 time.sleep(0.002)
             session.played(listener.played(clock()))
             reply = session.step(block)
+            if told and any(event.kind == "speech_ended" for event in reply.events):
+                listener, told = _Listener(session.sample_rate), False  # from here on sound belongs to the next turn
             listener.take(reply, clock())
             if on_reply is not None:
                 on_reply(reply)
             for event in reply.events:
-                if event.kind in ("reply_ended", "interrupted"):
+                if event.kind == "reply_ended" or (event.kind == "interrupted" and not told):
                     yield _result(cascade, session.turns[done], listener, event)
-                    done += 1
-                    listener = _Listener(session.sample_rate)
+                    done, told = done + 1, True
+                if event.kind == "interrupted":
+                    listener, told = _Listener(session.sample_rate), False
     finally:
         session.close()
 

@@ -150,13 +150,19 @@ def test_it_stops_at_a_stop_token(tokenizer: Tokenizer, stop: str) -> None:
     assert "".join(scripted(tokenizer, answer).reply(asked("Where?"))) == "It lies on the Seine."
 
 
+PARIS = "It is the city of Paris. It lies on the Seine. Good bye."
+
+
 @pytest.mark.parametrize(
     ("answer", "sentences", "wanted"),
     [
-        ("It is Paris. It lies on the Seine. Good bye.", 1, "It is Paris."),
-        ("It is Paris. It lies on the Seine. Good bye.", 2, "It is Paris. It lies on the Seine."),
-        ("Dr. Smith has 3.5 degrees. Thank you.", 1, "Dr. Smith has 3.5 degrees."),
+        (PARIS, 1, "It is the city of Paris."),
+        (PARIS, 2, "It is the city of Paris. It lies on the Seine."),
+        (PARIS, 0, PARIS),
+        ("Dr. Smith has 3.5 degrees, you know. Thank you.", 1, "Dr. Smith has 3.5 degrees, you know."),
         ("\n\nIt is Paris.\nA second line.", 1, "\n\nIt is Paris."),
+        ("Hello. It is the city of Paris. Good bye.", 1, "Hello. It is the city of Paris."),  # a greeting is no answer
+        ("Would you like to know where? It is Paris. Good bye.", 1, "Would you like to know where? It is Paris."),
     ],
 )
 def test_it_is_cut_after_so_many_sentences(tokenizer: Tokenizer, answer: str, sentences: int, wanted: str) -> None:
