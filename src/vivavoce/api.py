@@ -39,6 +39,7 @@ from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError, nearest
 from vivavoce.inspection import CONFIG, doctor, find_layout, inspect, is_native, models, set_threads
 from vivavoce.lm.llama import Llama, LlamaConfig
+from vivavoce.lm.llama_four_bit import import_int4
 from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer
 from vivavoce.nn.quantized import quantize_linears
 from vivavoce.text.phonemes import EspeakPhonemizer, LexiconPhonemizer, Phonemizer
@@ -46,13 +47,13 @@ from vivavoce.text.tokenizer import Tokenizer
 from vivavoce.tts import Speech
 from vivavoce.tts.vits import VITS, VITSConfig
 from vivavoce.tts.vits_files import open_vits
-from vivavoce.tts.vits_voice import Symbols, VITSVoice, open_piper
+from vivavoce.tts.vits_voice import Symbols, VITSVoice, lighten, open_piper
 from vivavoce.vocoders import hifigan
 
 VOICE_ACTIVITY = "silero-vad"
 VOICE = "vits-joe"
 RECOGNIZERS = ("whisper-base", "whisper-tiny.en")  # best first
-DTYPES = ("int8", "float32")
+DTYPES = ("int8", "int4", "float32")
 PHONEMES = ("auto", "espeak", "lexicon")
 TASKS = ("transcribe", "translate")
 
@@ -79,8 +80,8 @@ def _is_int8(dtype: str | None, device: torch.device) -> bool:
     """Whether linear layers compute in int8: the default on a CPU."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    if dtype == "int8" and device.type != "cpu":
-        raise ConfigError("int8 layers run on a CPU only; use dtype float32 on a GPU")
+    if dtype in ("int8", "int4") and device.type != "cpu":
+        raise ConfigError(f"{dtype} layers run on a CPU only; use dtype float32 on a GPU")
     return device.type == "cpu" and dtype != "float32"
 
 
@@ -219,7 +220,8 @@ def _native_voice(about: NativeFolder, options: _Options) -> VITSVoice:
         raise CheckpointError(f"{about.path / CONFIG} lacks settings of a voice: pull the model again") from error
     if not language.startswith("en"):
         voice.normalize = str
-    return voice
+    voice.name = about.path.name
+    return voice if options.dtype == "float32" else lighten(voice)
 
 
 def phonemizer(language: str, choice: str = "auto") -> Phonemizer:
@@ -267,7 +269,8 @@ def _from_published(path: Path, options: _Options) -> Any:
         return _published_voice(checkpoint.path, options)
     if stem == "llama":
         options.no_parts()
-        config, tensors = (import_int8 if options.int8 else import_llama)(checkpoint)
+        choices = {"int4": import_int4, "float32": import_llama}
+        config, tensors = choices.get(options.dtype or "", import_int8 if options.int8 else import_llama)(checkpoint)
         return TextModel(build(Llama, config, tensors).to(options.device), read_tokenizer(checkpoint)[0])
     options.no_parts()
     assert layout is not None

@@ -14,7 +14,9 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build a (nested) config dataclass from plain data; an unknown field, missing field or wrong type raises ConfigError."""
+    """Build a (nested) config dataclass from plain data; an unknown field, missing field or wrong type raises
+    ConfigError.
+    """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     for key in values:
@@ -23,9 +25,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     missing = [
         name
         for name, field in fields.items()
-        if name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ConfigError(f"{cls.__name__} needs the field {missing[0]!r}, which the configuration leaves out")
@@ -59,7 +59,9 @@ def _coerce(where: str, hint: Any, value: Any) -> Any:
         inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
         if len(inner) != len(value):
             raise ConfigError(f"{where} must have {len(inner)} entries, not {len(value)}")
-        return tuple(_coerce(f"{where}[{i}]", kind, item) for i, (kind, item) in enumerate(zip(inner, value, strict=True)))
+        return tuple(
+            _coerce(f"{where}[{i}]", kind, item) for i, (kind, item) in enumerate(zip(inner, value, strict=True))
+        )
     if origin is typing.Literal:
         if value not in args:
             raise ConfigError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")

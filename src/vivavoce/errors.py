@@ -39,9 +39,12 @@ class PullError(VivaError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``'; did you mean X?'`` for the closest known name, or an empty string when nothing is close."""
+    """Return ``' (did you mean X?)'`` for the closest known name, or an empty string when nothing is close.
+
+    It stands behind a clause, so that the sentence may go on.
+    """
     matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def require(module: str, extra: str, why: str):

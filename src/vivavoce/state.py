@@ -1,8 +1,8 @@
 """Streaming state is a value you hold: nested frozen dataclasses (or tuples) whose leaves are tensors, batch on dim 0.
 
-A module offers ``init_state(batch) -> state`` and ``step(x, state) -> (y, state)``. States are linear: ``step`` consumes the
-state it is given (big leaves such as key/value caches are written in place), so keep only the returned one and use
-:func:`fork` where two futures are wanted.
+A module offers ``init_state(batch) -> state`` and ``step(x, state) -> (y, state)``. States are linear: ``step``
+consumes the state it is given (big leaves such as key/value caches are written in place), so keep only the returned one
+and use :func:`fork` where two futures are wanted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def tree_map(function: Callable[..., Any], state: S, *others: S) -> S:
         return function(state, *others)
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
         changes = {
-            field.name: tree_map(function, getattr(state, field.name), *(getattr(other, field.name) for other in others))
+            field.name: tree_map(
+                function, getattr(state, field.name), *(getattr(other, field.name) for other in others)
+            )
             for field in dataclasses.fields(state)
         }
         return dataclasses.replace(state, **changes)  # pyright: ignore[reportReturnType]

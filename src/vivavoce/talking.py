@@ -113,7 +113,6 @@ def assemble(*, recogniser: str | None = None, text_model: str | None = None, vo
         thinks = ChatModel(model, tokenizer, name=name, options=ChatOptions(system=system or SYSTEM))
     hears = load(recogniser or choose_recogniser())
     speaks = load(voice, parts={"phonemes": phonemes})
-    speaks.name = voice
     options = CascadeOptions(language=language, endpoint=endpoint_ms / 1000)
     return Cascade(hears, load("silero-vad"), thinks, speaks, options=options, clock=time.perf_counter)
 

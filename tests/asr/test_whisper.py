@@ -59,7 +59,9 @@ def test_windows_decoded_together_equal_each_alone() -> None:
     for options in (DecodingOptions(max_tokens=12), DecodingOptions(max_tokens=12, beams=3)):
         together = decode(whisper.decoder, tokens, whisper.decoder.remember(whisper.encode(mel)), options)
         for i, result in enumerate(together):
-            alone = decode(whisper.decoder, tokens, whisper.decoder.remember(whisper.encode(mel[i : i + 1])), options)[0]
+            alone = decode(whisper.decoder, tokens, whisper.decoder.remember(whisper.encode(mel[i : i + 1])), options)[
+                0
+            ]
             assert alone.tokens == result.tokens
             assert abs(alone.avg_logprob - result.avg_logprob) < 1e-4
 
@@ -162,4 +164,8 @@ def test_training_lowers_the_loss() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in whisper.named_parameters() if "positions" not in name)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for name, p in whisper.named_parameters()
+        if "positions" not in name
+    )

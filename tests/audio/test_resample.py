@@ -22,7 +22,10 @@ def run(resampler: Resampler, wave: torch.Tensor, cuts: list[int]) -> torch.Tens
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 900), max_size=5), st.sampled_from([(8000, 16000), (44100, 16000), (22050, 16000), (16000, 24000)]))
+@given(
+    st.lists(st.integers(0, 900), max_size=5),
+    st.sampled_from([(8000, 16000), (44100, 16000), (22050, 16000), (16000, 24000)]),
+)
 def test_any_cutting_gives_the_same(cuts: list[int], rates: tuple[int, int]) -> None:
     wave = torch.randn(2, 900, generator=torch.Generator().manual_seed(0))
     resampler = Resampler(*rates)
@@ -37,7 +40,9 @@ def test_any_cutting_gives_the_same(cuts: list[int], rates: tuple[int, int]) -> 
 def test_a_tone_stays_where_it_is(rates: tuple[int, int]) -> None:
     tone = torch.sin(2 * math.pi * 1000 * torch.arange(rates[0], dtype=torch.float64) / rates[0])[None].float()
     made = run(Resampler(*rates), tone, [])[0, 2000:-2000]
-    wanted = torch.sin(2 * math.pi * 1000 * torch.arange(rates[1], dtype=torch.float64) / rates[1]).float()[2000 : 2000 + made.numel()]
+    wanted = torch.sin(2 * math.pi * 1000 * torch.arange(rates[1], dtype=torch.float64) / rates[1]).float()[
+        2000 : 2000 + made.numel()
+    ]
     assert (made - wanted).abs().max() < 1e-3
     by_soxr = resample(tone[0], *rates)[2000 : 2000 + made.numel()]
     assert (by_soxr - wanted).abs().max() < 1e-3

@@ -1,4 +1,6 @@
-"""Mel filters and mel spectra against librosa (cepstra and f0 tables of the case belong to systems that are not here yet)."""
+"""Mel filters and mel spectra against librosa (cepstra and f0 tables of the case belong to systems that are not here
+yet).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def check(folder: Path) -> dict[str, float]:
         form = _form(about, case.about["config"]["sample_rate"])
         if f"out.filters_{name}" in case.tensors:
             case.close(f"filters_{name}", mel_filters(form))
-        if f"out.mel_{name}" in case.tensors and form.centre:  # uncentred formats pad as HiFi-GAN does, librosa not at all
+        if (
+            f"out.mel_{name}" in case.tensors and form.centre
+        ):  # uncentred formats pad as HiFi-GAN does, librosa not at all
             case.close(f"mel_{name}", mel_spectrum(chirp[None].float(), form)[0])
     assert isinstance(chirp, torch.Tensor)
     return case.errors

@@ -23,7 +23,11 @@ def check(folder: Path) -> dict[str, float] | None:
     case = Case(folder)
     tensors = open_checkpoint(archive).tensors
     wide, narrow = (
-        build(Silero, config, import_weights(layout, tensors, {k: tuple(v.shape) for k, v in Silero(config).state_dict().items()}))
+        build(
+            Silero,
+            config,
+            import_weights(layout, tensors, {k: tuple(v.shape) for k, v in Silero(config).state_dict().items()}),
+        )
         for config, layout in ((SileroConfig(), TORCHSCRIPT), (SileroConfig.narrowband(), TORCHSCRIPT_8K))
     )
     with torch.inference_mode():

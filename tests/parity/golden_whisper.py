@@ -18,7 +18,6 @@ from vivavoce.asr.whisper_timing import (
     Bounds,
     alignment_matrix,
     find_words,
-    merge_punctuation,
     place_words,
     words_from_matrix,
 )
@@ -254,5 +253,9 @@ def _check_timing(case: Case, tokens: WhisperTokens) -> dict[str, float]:
         for part, wanted in zip(merged, case.expected[f"merged_{language}"], strict=True):
             label = f"merged_{language}_{wanted['start']}"
             _equal_words(case, label, part["words"], wanted["words"])
-            case.equal(f"{label}.ends", [round(part[k], 6) for k in ("start", "end")], [round(wanted[k], 6) for k in ("start", "end")])
+            case.equal(
+                f"{label}.ends",
+                [round(part[k], 6) for k in ("start", "end")],
+                [round(wanted[k], 6) for k in ("start", "end")],
+            )
     return case.errors

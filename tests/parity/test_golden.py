@@ -1,7 +1,9 @@
-"""Every recorded case under $VIVA_GOLDEN whose system we have: load through our table, compare with the reference's outputs.
+"""Every recorded case under $VIVA_GOLDEN whose system we have: load through our table, compare with the reference's
+outputs.
 
-One adapter a system, ``golden_<stem>.check(case_dir) -> {output: error}``, where an error is the largest difference over the
-largest expected value, and 0 or 1 for things that must be equal. Cases of systems that are not here yet are counted.
+One adapter a system, ``golden_<stem>.check(case_dir) -> {output: error}``, where an error is the largest difference
+over the largest expected value, and 0 or 1 for things that must be equal. Cases of systems that are not here yet are
+counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Published weights against reference implementations, on real speech and real questions.
 
-Needs: the references installed beside us (transformers, gguf, onnxruntime, onnx), VIVA_PUBLISHED = a folder with the files as
-published (tiny.en/, base/: CTranslate2; smol/, q05/: model.gguf; joe/: the ONNX voice), VIVA_DATA = the recordings.
-Run with ``make parity``.
+Needs: the references installed beside us (transformers, gguf, onnxruntime, onnx), VIVA_PUBLISHED = a folder with the
+files as published (tiny.en/, base/: CTranslate2; smol/, q05/: model.gguf; joe/: the ONNX voice), VIVA_DATA = the
+recordings. Run with ``make parity``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 def median_filter(x: Tensor, width: int) -> Tensor:
-    """Running median of odd ``width`` along the last axis, mirrored at the ends; shorter inputs are returned as they are."""
+    """Running median of odd ``width`` along the last axis, mirrored at the ends; shorter inputs are returned as they
+    are.
+    """
     side = width // 2
     if x.shape[-1] <= side:
         return x
@@ -21,7 +23,8 @@ def dtw(cost: Tensor) -> Tensor:
     """The cheapest monotone path through ``cost`` (N, M), from (0, 0) to the last cell: int64 (2, path length).
 
     Steps go down, right or diagonally. The diagonal wins only when strictly cheaper than both, then up when strictly
-    cheaper than left (the tie rule of Whisper's word timing). Rows are swept by anti-diagonals, so the loop is N + M long.
+    cheaper than left (the tie rule of Whisper's word timing). Rows are swept by anti-diagonals, so the loop is N + M
+    long.
     """
     values = cost.detach().cpu().numpy().astype(np.float32)
     n, m = values.shape

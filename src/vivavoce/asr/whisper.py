@@ -1,10 +1,12 @@
 """Whisper (Radford et al. 2022, arXiv 2212.04356): an encoder hears 30 s of log-mel, a decoder writes text and times.
 
     mel (B, M, 3000) -> conv, conv / 2 -> + sinusoids -> Encoder -> memory (B, 1500, D)
-    tokens (B, L) -> embedding + positions -> [self-attention, attention over memory, feed-forward] x layers -> logits (B, L, V)
+    tokens (B, L) -> embedding + positions -> [self-attention, attention over memory, feed-forward] x layers 
+        -> logits (B, L, V)
 
-Bricks: nn/encoder.py, nn/attention.py. The rules of decoding live in whisper_decoding.py, word times in whisper_timing.py,
-long files in whisper_recognizer.py. Attention projections are stored fused (qkv, kv), which the paper's code keeps apart.
+Bricks: nn/encoder.py, nn/attention.py. The rules of decoding live in whisper_decoding.py, word times in
+whisper_timing.py, long files in whisper_recognizer.py. Attention projections are stored fused (qkv, kv), which the
+paper's code keeps apart.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True, kw_only=True)
 class WhisperConfig:
-    """Sizes of the published checkpoints; ``alignment_heads`` are (layer, head) pairs whose attention follows the words."""
+    """Sizes of the published checkpoints; ``alignment_heads`` are (layer, head) pairs whose attention follows the
+    words.
+    """
 
     n_mels: int = 80
     audio_context: int = 1500  # encoder positions of 20 ms: 30 s
@@ -40,7 +44,9 @@ class WhisperConfig:
 
     @classmethod
     def sized(cls, name: str) -> WhisperConfig:
-        """A published size: tiny, base, small, medium, large-v2, large-v3, large-v3-turbo, with ``.en`` where it exists."""
+        """A published size: tiny, base, small, medium, large-v2, large-v3, large-v3-turbo, with ``.en`` where it
+        exists.
+        """
         dim, heads, layers = {
             "tiny": (384, 6, 4),
             "base": (512, 8, 6),
@@ -82,7 +88,9 @@ class WhisperConfig:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decoder reads of the sound: per layer keys (B, H, D, T), stored transposed for one-row products, and values (B, H, T, D)."""
+    """What the decoder reads of the sound: per layer keys (B, H, D, T), stored transposed for one-row products, and
+    values (B, H, T, D).
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -128,7 +136,8 @@ class TextLayer(nn.Module):
     def forward(
         self, x: Tensor, cache: KVCache, keys: Tensor, values: Tensor, mask: Tensor | None, span: int
     ) -> tuple[Tensor, KVCache, Tensor]:
-        """x (N, L, D), N a multiple of the memory's batch -> (x, cache, attention logits over the sound (N, H, L, T))."""
+        """x (N, L, D), N a multiple of the memory's batch -> (x, cache, attention logits over the sound (N, H, L, T)).
+        """
         query, key, value = (
             split_heads(part, self.n_heads) for part in self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
         )
@@ -138,7 +147,11 @@ class TextLayer(nn.Module):
         query = split_heads(self.cross_query(self.cross_norm(x)), self.n_heads)
         rows, heads, length, width = query.shape
         # beams of one sound share its keys and values: they become further rows of one matrix product
-        shared = query.reshape(keys.shape[0], -1, heads, length, width).transpose(1, 2).reshape(keys.shape[0], heads, -1, width)
+        shared = (
+            query.reshape(keys.shape[0], -1, heads, length, width)
+            .transpose(1, 2)
+            .reshape(keys.shape[0], heads, -1, width)
+        )
         logits = torch.matmul(shared * width**-0.5, keys)
         seen = torch.matmul(torch.softmax(logits, dim=-1), values)  # (B, H, beams x L, D)
         seen = seen.reshape(keys.shape[0], heads, -1, length, width).transpose(1, 2).reshape(rows, heads, length, width)
@@ -173,7 +186,9 @@ class TextDecoder(nn.Module):
     def hidden(
         self, tokens: Tensor, state: tuple[KVCache, ...], memory: Memory, span: int
     ) -> tuple[Tensor, tuple[KVCache, ...], list[Tensor]]:
-        """(N, L) tokens that end at position ``span`` -> (normed states (N, L, D), state, attention logits of each layer)."""
+        """(N, L) tokens that end at position ``span`` -> (normed states (N, L, D), state, attention logits of each
+        layer).
+        """
         length = tokens.shape[1]
         position = state[0].position
         steps = position[:, None] + torch.arange(length, device=tokens.device)
@@ -217,7 +232,9 @@ class Whisper(nn.Module):
         return self.decoder(tokens, self.decoder.remember(self.encoder(mel)))
 
     def loss_terms(self, mel: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Mean cross-entropy of each next token: tokens (B, L) with start sequence and end token, lengths (B,) real ones."""
+        """Mean cross-entropy of each next token: tokens (B, L) with start sequence and end token, lengths (B,) real
+        ones.
+        """
         logits = self(mel, tokens[:, :-1])
         real = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
         return F.cross_entropy(logits[real], tokens[:, 1:][real])

@@ -1,6 +1,7 @@
-"""How Whisper writes: the rules on what may come next, greedy and beam search, sampling, and fall-back (paper, section 4.5).
+"""How Whisper writes: the rules on what may come next, greedy and beam search, sampling, and fall-back (paper, section
+4.5).
 
-    memory -> tokens of one window, with the average log-probability and the probability that nobody spoke
+memory -> tokens of one window, with the average log-probability and the probability that nobody spoke
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from vivavoce.search.sampling import period
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """One pass over a window. Zero temperature with ``beams`` 1 is greedy; above zero the best of ``samples`` draws is kept.
+    """One pass over a window. Zero temperature with ``beams`` 1 is greedy; above zero the best of ``samples`` draws is
+    kept.
 
-    ``length_penalty`` None divides by the length, else by ((5 + length) / 6) ** penalty. ``prompt`` are tokens of earlier
-    text, ``prefix`` tokens that the answer must begin with. ``max_tokens`` None is half of the text context.
+    ``length_penalty`` None divides by the length, else by ((5 + length) / 6) ** penalty. ``prompt`` are tokens of
+    earlier text, ``prefix`` tokens that the answer must begin with. ``max_tokens`` None is half of the text context.
     """
 
     language: str | None = None
@@ -142,7 +144,14 @@ def decode(decoder: TextDecoder, tokens: WhisperTokens, memory: Memory, options:
         span += 1
         logits, state = decoder.step(written.last()[:, None], state, memory, span)
     return [
-        Decoded(tuple(ids), tokens.decode(ids).strip(), total / (len(ids) + 1), silent, options.temperature, _loops(ids, options))
+        Decoded(
+            tuple(ids),
+            tokens.decode(ids).strip(),
+            total / (len(ids) + 1),
+            silent,
+            options.temperature,
+            _loops(ids, options),
+        )
         for (ids, total), silent in zip(written.best(), no_speech, strict=True)
     ]
 

@@ -1,6 +1,6 @@
 """Word times from attention: heads that follow the sound, smoothed, and a monotone path through them.
 
-    attention logits (A, L, T) -> softmax, z-score over tokens, median over time, mean of heads -> path -> words
+attention logits (A, L, T) -> softmax, z-score over tokens, median over time, mean of heads -> path -> words
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def merge_punctuation(words: list[TimedWord]) -> list[TimedWord]:
 
 
 def cap_long_words(words: list[TimedWord]) -> float:
-    """Attention lingers on pauses: cut words at sentence marks to twice the median duration; returns that median (capped 0.7 s)."""
+    """Attention lingers on pauses: cut words at sentence marks to twice the median duration; returns that median
+    (capped 0.7 s).
+    """
     durations = sorted(word.end - word.start for word in words if word.end > word.start)
     middle = len(durations) // 2
     median = 0.0
@@ -125,7 +127,9 @@ class Bounds:
     words: list[Word]
 
 
-def place_words(segments: list[Bounds], words: list[TimedWord], offset: float, last_speech: float, end_token: int) -> float:
+def place_words(
+    segments: list[Bounds], words: list[TimedWord], offset: float, last_speech: float, end_token: int
+) -> float:
     """Give each segment its words and reconcile the times; returns where speech last ended (seconds).
 
     ``words`` are raw, in the order of the segments' text tokens; ``offset`` is the window's start in seconds.
@@ -139,7 +143,9 @@ def place_words(segments: list[Bounds], words: list[TimedWord], offset: float, l
         while at < len(words) and remaining > 0:
             word = words[at]
             if word.word:
-                placed.append(Word(word.word, round(offset + word.start, 2), round(offset + word.end, 2), word.probability))
+                placed.append(
+                    Word(word.word, round(offset + word.start, 2), round(offset + word.end, 2), word.probability)
+                )
             remaining -= len(word.tokens)
             at += 1
         if placed:
@@ -150,7 +156,9 @@ def place_words(segments: list[Bounds], words: list[TimedWord], offset: float, l
 
 
 def _fit_ends(segment: Bounds, placed: list[Word], last_speech: float, longest: float, median: float) -> None:
-    """The first and last word of a segment are the ones that pauses stretch; trust the segment's own times beyond 0.5 s."""
+    """The first and last word of a segment are the ones that pauses stretch; trust the segment's own times beyond 0.5
+    s.
+    """
     first = placed[0]
     pause = first.end - last_speech > 4 * median
     too_long = first.end - first.start > longest

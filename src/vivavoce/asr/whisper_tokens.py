@@ -15,10 +15,12 @@ from vivavoce.text.tokenizer import Tokenizer
 
 LANGUAGES = {
     "en": "english", "zh": "chinese", "de": "german", "es": "spanish", "ru": "russian", "ko": "korean", "fr": "french",
-    "ja": "japanese", "pt": "portuguese", "tr": "turkish", "pl": "polish", "ca": "catalan", "nl": "dutch", "ar": "arabic",
+    "ja": "japanese", "pt": "portuguese", "tr": "turkish", "pl": "polish", "ca": "catalan", "nl": "dutch",
+    "ar": "arabic",
     "sv": "swedish", "it": "italian", "id": "indonesian", "hi": "hindi", "fi": "finnish", "vi": "vietnamese",
     "he": "hebrew", "uk": "ukrainian", "el": "greek", "ms": "malay", "cs": "czech", "ro": "romanian", "da": "danish",
-    "hu": "hungarian", "ta": "tamil", "no": "norwegian", "th": "thai", "ur": "urdu", "hr": "croatian", "bg": "bulgarian",
+    "hu": "hungarian", "ta": "tamil", "no": "norwegian", "th": "thai", "ur": "urdu", "hr": "croatian",
+    "bg": "bulgarian",
     "lt": "lithuanian", "la": "latin", "mi": "maori", "ml": "malayalam", "cy": "welsh", "sk": "slovak", "te": "telugu",
     "fa": "persian", "lv": "latvian", "bn": "bengali", "sr": "serbian", "az": "azerbaijani", "sl": "slovenian",
     "kn": "kannada", "et": "estonian", "mk": "macedonian", "br": "breton", "eu": "basque", "is": "icelandic",
@@ -120,13 +122,20 @@ class WhisperTokens:
         return bool(self.special.languages)
 
     def start_sequence(self, language: str | None, task: str, timestamps: bool) -> list[int]:
-        """[start, language, task] and, without timestamps, the token that says so; English-only models have start alone."""
+        """[start, language, task] and, without timestamps, the token that says so; English-only models have start
+        alone.
+        """
         ids = [self.special.start]
         if self.multilingual:
             code = language or "en"
             if code not in self.special.languages:
-                raise UnknownNameError(f"this model does not know the language {code!r}{nearest(code, self.special.languages)}")
-            ids += [self.special.languages[code], self.special.translate if task == "translate" else self.special.transcribe]
+                raise UnknownNameError(
+                    f"this model does not know the language {code!r}{nearest(code, self.special.languages)}"
+                )
+            ids += [
+                self.special.languages[code],
+                self.special.translate if task == "translate" else self.special.transcribe,
+            ]
         return ids if timestamps else [*ids, self.special.no_timestamps]
 
     def encode(self, text: str) -> list[int]:
@@ -159,7 +168,9 @@ class WhisperTokens:
         return tuple(sorted(ids))
 
     def split_words(self, tokens: Sequence[int], language: str) -> tuple[list[str], list[list[int]]]:
-        """Words and the tokens of each: on spaces and punctuation, or on characters in languages written without spaces."""
+        """Words and the tokens of each: on spaces and punctuation, or on characters in languages written without
+        spaces.
+        """
         pieces, groups = self._split_characters(tokens)
         if language in _UNSPACED:
             return pieces, groups

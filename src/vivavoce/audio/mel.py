@@ -1,6 +1,6 @@
 """Mel spectra as data: a :class:`MelFormat` says everything a checkpoint expects of its features.
 
-    wave (B, S) -> frames, window, |FFT|^power -> mel filters -> floor, log -> post -> (B, M, T)
+wave (B, S) -> frames, window, |FFT|^power -> mel filters -> floor, log -> post -> (B, M, T)
 """
 
 from __future__ import annotations
@@ -90,13 +90,22 @@ def _window(kind: str, length: int) -> Tensor:
 
 
 def spectrum(wave: Tensor, form: MelFormat) -> Tensor:
-    """|STFT|^power: (B, S) -> (B, n_fft / 2 + 1, T). Uncentred formats pad (n_fft - hop) / 2 on both sides, as HiFi-GAN does."""
+    """|STFT|^power: (B, S) -> (B, n_fft / 2 + 1, T). Uncentred formats pad (n_fft - hop) / 2 on both sides, as
+    HiFi-GAN does.
+    """
     if not form.centre:
         side = (form.n_fft - form.hop_length) // 2
         wave = torch.nn.functional.pad(wave[:, None], (side, side), mode=form.pad)[:, 0]
     window = _window(form.window, form.win_length).to(wave)
     bins = torch.stft(
-        wave, form.n_fft, form.hop_length, form.win_length, window, center=form.centre, pad_mode=form.pad, return_complex=True
+        wave,
+        form.n_fft,
+        form.hop_length,
+        form.win_length,
+        window,
+        center=form.centre,
+        pad_mode=form.pad,
+        return_complex=True,
     )
     if form.drop_last:
         bins = bins[..., :-1]

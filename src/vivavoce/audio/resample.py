@@ -1,4 +1,5 @@
-"""Changing the sample rate: soxr at the edges (files, whole waves), our own polyphase filter inside streaming sessions."""
+"""Changing the sample rate: soxr at the edges (files, whole waves), our own polyphase filter inside streaming sessions.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def polyphase_filter(up: int, down: int, zeros: int = 16) -> Tensor:
 
 @dataclass(frozen=True)
 class ResampleState:
-    """history: the last input samples that outputs still need (B, n); phase: position of the next output, in 1 / up of an
-    input sample relative to the first of history (B,), equal in all rows."""
+    """history: the last input samples that outputs still need (B, n); phase: position of the next output, in 1 / up of
+    an input sample relative to the first of history (B,), equal in all rows."""
 
     history: Tensor
     phase: Tensor

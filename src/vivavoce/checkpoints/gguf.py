@@ -141,6 +141,24 @@ def dequantise(kind: str, blocks: np.ndarray) -> np.ndarray:
     return flat.reshape(*blocks.shape[:-1], -1)
 
 
+def four_bit_groups(kind: str, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Rows (N, bytes) of a 4-bit type as they stand: levels 0 to 15 (N, K) uint8, and per 32 weights a scale and a lowest
+    value (N, K / 32) float32, weight = level * scale + lowest. None for other types."""
+    if kind not in FOUR_BIT:
+        return None
+    flat = np.ascontiguousarray(blocks).reshape(-1, BY_NAME[kind].bytes)
+    if kind == "Q4_K":
+        scales, minima = _k_scales(flat)
+        levels, scale, low = _k_nibbles(flat[:, 16:]), scales[..., 0], -minima[..., 0]
+    else:
+        levels, scale = _nibbles(flat[:, 2 if kind == "Q4_0" else 4 :]), _halves(flat, 0)
+        low = -8 * scale if kind == "Q4_0" else _halves(flat, 2)
+    rows = len(blocks)
+    return levels.reshape(rows, -1), scale.reshape(rows, -1), low.reshape(rows, -1)
+
+
+FOUR_BIT = ("Q4_0", "Q4_1", "Q4_K")
+
 # ---------------------------------------------------------------------------------------------------- the file
 
 

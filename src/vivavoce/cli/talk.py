@@ -24,29 +24,40 @@ def talk(
     mic: Annotated[bool, typer.Option("--mic", help="Listen to the microphone until Ctrl-C.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="Where the answer's sound goes.")] = "answer.wav",
     play: Annotated[bool, typer.Option("--play", help="Play the answer while it is made (always with --mic).")] = False,
-    recogniser: Annotated[str | None, typer.Option("--asr", envvar="VIVA_ASR", help="What hears: a name or path.")] = None,
-    text_model: Annotated[
-        str | None, typer.Option("--text-model", envvar="VIVA_TEXT_MODEL", help="What thinks; default: the largest pulled.")
+    recogniser: Annotated[
+        str | None, typer.Option("--asr", envvar="VIVA_ASR", help="What hears: a name or path.")
     ] = None,
-    voice: Annotated[str, typer.Option("--voice", envvar="VIVA_VOICE", help="What speaks: a name or path.")] = "vits-joe",
+    text_model: Annotated[
+        str | None,
+        typer.Option("--text-model", envvar="VIVA_TEXT_MODEL", help="What thinks; default: the largest pulled."),
+    ] = None,
+    voice: Annotated[
+        str, typer.Option("--voice", envvar="VIVA_VOICE", help="What speaks: a name or path.")
+    ] = "vits-joe",
     phonemes: Annotated[str, typer.Option("--phonemes", help="auto, espeak or lexicon.")] = "auto",
     llm: Annotated[
         str | None, typer.Option("--llm", envvar="VIVA_LLM", help="Address of an OpenAI-compatible text model.")
     ] = None,
-    llm_model: Annotated[str | None, typer.Option("--llm-model", envvar="VIVA_LLM_MODEL", help="Its model's name.")] = None,
-    llm_key: Annotated[str | None, typer.Option("--llm-key", envvar="VIVA_LLM_KEY", help="Its key, if it needs one.")] = None,
+    llm_model: Annotated[
+        str | None, typer.Option("--llm-model", envvar="VIVA_LLM_MODEL", help="Its model's name.")
+    ] = None,
+    llm_key: Annotated[
+        str | None, typer.Option("--llm-key", envvar="VIVA_LLM_KEY", help="Its key, if it needs one.")
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", help="What the assistant is told about itself.")] = None,
     language: Annotated[str, typer.Option("--language", "-l", envvar="VIVA_LANGUAGE", help="Spoken language.")] = "en",
     endpoint: Annotated[float, typer.Option("--endpoint", help="Milliseconds of silence that end a question.")] = 500.0,
-    fast: Annotated[bool, typer.Option("--fast", help="Read the file as fast as possible instead of as it was spoken.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Read the file as fast as possible instead of as it was spoken.")
+    ] = False,
     as_json: AsJson = False,
     threads: Threads = None,
     verbose: Verbose = False,
 ) -> None:
     """Answer a spoken question by voice, offline.
 
-    A file is heard as a microphone would hear it: at the speed it was spoken. What was understood, the answer and the time
-    to its first sound (counted from the last sample of speech, the wait for the end included) appear as they come.
+    A file is heard as a microphone would hear it: at the speed it was spoken. What was understood, the answer and the
+    time to its first sound (counted from the last sample of speech, the wait for the end included) appear as they come.
 
     viva talk
 
@@ -85,7 +96,9 @@ def talk(
     player = Loudspeaker(cascade.speaks.sample_rate) if play or mic else None
     n = 0
     try:
-        for result in converse(cascade, blocks, on_reply=lambda reply: _follow(reply, screen, player), real_time=not fast and not mic):
+        for result in converse(
+            cascade, blocks, on_reply=lambda reply: _follow(reply, screen, player), real_time=not fast and not mic
+        ):
             n += 1
             if not mic:
                 result.save(_numbered(output, n))

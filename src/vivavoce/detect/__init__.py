@@ -1,1 +1,3 @@
-"""Detectors: wave to events. ``step(wave, state) -> (probabilities, state)`` per chunk, ``segments(wave)`` for a whole one."""
+"""Detectors: wave to events. ``step(wave, state) -> (probabilities, state)`` per chunk, ``segments(wave)`` for a
+whole one.
+"""

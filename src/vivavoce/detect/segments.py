@@ -10,9 +10,10 @@ from dataclasses import dataclass
 class SegmentOptions:
     """Thresholds on the probability; times in milliseconds. Defaults are Silero's own.
 
-    Speech starts at ``threshold`` and ends when the probability has stayed below ``exit_threshold`` for ``min_silence``.
-    Past ``max_speech`` it is cut at the longest pause of at least ``min_pause`` inside, or right there. A stretch counts
-    only if the probability reaches ``peak`` somewhere in it: speech nearly always comes near 1, noise lingers around 0.5.
+    Speech starts at ``threshold`` and ends when the probability has stayed below ``exit_threshold`` for
+    ``min_silence``. Past ``max_speech`` it is cut at the longest pause of at least ``min_pause`` inside, or right
+    there. A stretch counts only if the probability reaches ``peak`` somewhere in it: speech nearly always comes near 1,
+    noise lingers around 0.5.
     """
 
     threshold: float = 0.5
@@ -98,7 +99,9 @@ class Segmenter:
         return (start, length) if start is not None and self._counts(start, length) else None
 
 
-def pad_segments(stretches: Iterable[tuple[int, int]], pad: float, length: int | None = None) -> Iterator[tuple[int, int]]:
+def pad_segments(
+    stretches: Iterable[tuple[int, int]], pad: float, length: int | None = None
+) -> Iterator[tuple[int, int]]:
     """Widen stretches by ``pad`` samples on both sides; neighbours closer than twice that share the gap."""
     waiting: tuple[int, int] | None = None
     for start, end in stretches:

@@ -1,7 +1,7 @@
 """Silero VAD v6: the probability of speech for every 32 ms, 310 k parameters (github.com/snakers4/silero-vad).
 
-    64 old + 512 new samples -> mirrored pad -> windowed Fourier convolution -> |.| (B, 129, 4) -> 4 convolutions with ReLU
-    -> (B, 128, 1) -> LSTM over chunks -> ReLU -> 1 x 1 convolution -> sigmoid
+    64 old + 512 new samples -> mirrored pad -> windowed Fourier convolution -> |.| (B, 129, 4) -> 4 convolutions with
+    ReLU -> (B, 128, 1) -> LSTM over chunks -> ReLU -> 1 x 1 convolution -> sigmoid
 
 At 8 kHz the same with 32 + 256 samples and 65 bins.
 """

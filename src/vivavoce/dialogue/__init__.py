@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Event:
     """Something that happened, at a time in seconds on the session's audio clock (samples heard so far).
 
-    speech_started, speech_ended; heard (what was understood, ``text``); reply_started; reply_ended (the answer is complete,
-    not yet played); interrupted (``text``: what had been played of the answer).
+    speech_started, speech_ended; heard (what was understood, ``text``); reply_started; reply_ended (the answer is
+    complete, not yet played); interrupted (``text``: what had been played of the answer).
     """
 
     kind: Literal["speech_started", "speech_ended", "partial", "heard", "reply_started", "reply_ended", "interrupted"]
@@ -27,7 +27,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a session gives back for a piece of sound: text and sound to add, and events. Waves are (S,) at the voice's rate."""
+    """What a session gives back for a piece of sound: text and sound to add, and events. Waves are (S,) at the voice's
+    rate.
+    """
 
     text_piece: str = ""
     wave_piece: Tensor | None = None

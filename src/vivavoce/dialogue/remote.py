@@ -16,12 +16,15 @@ MAX_LINE = 1 << 20
 
 
 class RemoteChat:
-    """Speaks to ``url`` (such as ``http://localhost:11434/v1``); ``key`` goes into the Authorization header if given."""
+    """Speaks to ``url`` (such as ``http://localhost:11434/v1``); ``key`` goes into the Authorization header if given.
+    """
 
     def __init__(self, url: str, model: str, *, key: str | None = None, system: str = SYSTEM, max_sentences: int = 2,
                  timeout: float = 30.0):  # fmt: skip
         if not url.startswith(("http://", "https://")):
-            raise VivaError(f"{url!r} is not the address of a text model; give something like http://localhost:11434/v1")
+            raise VivaError(
+                f"{url!r} is not the address of a text model; give something like http://localhost:11434/v1"
+            )
         self.name = f"{model} at {url}"
         self._url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/chat/completions") else "/chat/completions")
         self._model, self._key, self._system = model, key, system
@@ -55,7 +58,9 @@ class RemoteChat:
             with urllib.request.urlopen(request, timeout=self._timeout) as response:
                 yield from _events(response)
         except urllib.error.HTTPError as error:
-            raise VivaError(f"the text model at {self._url} refused with HTTP {error.code}; check --llm-model and the key") from error
+            raise VivaError(
+                f"the text model at {self._url} refused with HTTP {error.code}; check --llm-model and the key"
+            ) from error
         except (OSError, HTTPException) as error:
             raise VivaError(f"the text model at {self._url} cannot be reached ({error}); is it running?") from error
 
@@ -75,6 +80,8 @@ def _events(response) -> Iterator[str]:
             choices = json.loads(data).get("choices") or [{}]
             piece = (choices[0].get("delta") or choices[0].get("message") or {}).get("content")
         except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise VivaError("the text model answered with something that is not a chat completion; check the address") from error
+            raise VivaError(
+                "the text model answered with something that is not a chat completion; check the address"
+            ) from error
         if piece:
             yield piece

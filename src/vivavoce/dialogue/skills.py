@@ -25,6 +25,12 @@ class SkillAnswer:
     stop: bool = False
 
 
+_OPENING = (
+    r"^(?:(?:hey|hi|hello|ok|okay|so|well|please|and|now|then|um|can you tell me|could you tell me|tell me|"
+    r"do you know) )+"
+)
+
+
 class Skills:
     """The skills of one conversation; remembers the last result and the last answer."""
 
@@ -38,8 +44,7 @@ class Skills:
         """Answer what was heard, or None when it is not for a skill."""
         plain = self._normalize(heard)
         told, self.told = self.told, f"{self.told} {plain}"
-        plain = re.sub(r"^(?:(?:hey|hi|hello|ok|okay|so|well|please|and|now|then|um|can you tell me|could you tell me|tell me|"
-                       r"do you know) )+", "", plain)  # fmt: skip
+        plain = re.sub(_OPENING, "", plain)
         return (
             _stop(plain)
             or self._repeat(heard, plain)
@@ -84,13 +89,15 @@ _OPERATORS = (
     (r"÷", "/"),
 )
 _ASKING = (
-    r"^(?:what (?:is|are|does|do|s)|whats|what is the (?:sum|result|answer) of|how much (?:is|are|does)|calculate|compute|work out|"
-    r"give me|add up)\s+"
+    r"^(?:what (?:is|are|does|do|s)|whats|what is the (?:sum|result|answer) of|how much (?:is|are|does)|"
+    r"calculate|compute|work out|give me|add up)\s+"
 )
 
 
 def calculate(plain: str, last: Fraction | None = None) -> Fraction | str | None:
-    """The value of a spoken sum in normalised text (digits, lower case); a sentence when it has none; None when it is no sum."""
+    """The value of a spoken sum in normalised text (digits, lower case); a sentence when it has none; None when it is
+    no sum.
+    """
     text = re.sub(r"(\d),(\d{3})", r"\1\2", plain.strip(" ?.!"))
     text = re.sub(r"\b(?:what about|how about|if you|make it|is|equals?|equal to|make|give)$", "", text).strip()
     text = re.sub(_ASKING, "", text)
@@ -195,11 +202,16 @@ def spoken_sum(plain: str, value: Fraction) -> str:
 # ------------------------------------------------------------------------------------------------- time, date, rest
 
 
+_TIME = (
+    r"(?:what|whats|what is|what s) ?(?:is )?(?:the )?(?:current )?time(?: is it| it is)?(?: right)?(?: now)?|"
+    r"what time is it.*|how late is it|(?:what is )?the (?:current )?time(?: please)?|give me the time"
+)
+
+
 def _clock(plain: str, now: datetime) -> SkillAnswer | None:
     if re.search(r"\b(?:in|at) (?!the moment|this)[a-z]+\b", plain) and "time" in plain:
         return None  # the time somewhere else
-    if re.fullmatch(r"(?:what|whats|what is|what s) ?(?:is )?(?:the )?(?:current )?time(?: is it| it is)?(?: right)?(?: now)?|what time is it.*|"
-                    r"how late is it|(?:what is )?the (?:current )?time(?: please)?|give me the time", plain):  # fmt: skip
+    if re.fullmatch(_TIME, plain):
         hour, minute = now.hour % 12 or 12, now.minute
         half = "in the morning" if now.hour < 12 else "in the afternoon" if now.hour < 18 else "in the evening"
         minutes = "o'clock" if minute == 0 else f"oh {number_words(minute)}" if minute < 10 else number_words(minute)
@@ -207,12 +219,16 @@ def _clock(plain: str, now: datetime) -> SkillAnswer | None:
     day = re.search(r"\b(today|tomorrow|yesterday)\b", plain)
     asks_day = re.search(r"\b(?:what|which) (?:day|weekday)\b|\bday of the week\b", plain)
     asks_date = re.search(r"\b(?:what|whats|which)\b.*\bdate\b|\bwhat day of the month\b", plain)
-    asks_year = re.fullmatch(r"(?:what|which) year (?:is it|are we in|is this)(?: now)?|what is the (?:current )?year", plain)
+    asks_year = re.fullmatch(
+        r"(?:what|which) year (?:is it|are we in|is this)(?: now)?|what is the (?:current )?year", plain
+    )
     if asks_year:
         return SkillAnswer(f"It is the year {now.year}.")
     if re.fullmatch(r"(?:what|which) month (?:is it|are we in)(?: now)?", plain):
         return SkillAnswer(f"It is {now:%B}.")
-    if not (asks_day or asks_date) or (not day and not re.search(r"\b(?:is it|is the date|s the date|the date|current)\b", plain)):
+    if not (asks_day or asks_date) or (
+        not day and not re.search(r"\b(?:is it|is the date|s the date|the date|current)\b", plain)
+    ):
         return None
     which = day[1] if day else "today"
     then = now + timedelta(days={"today": 0, "tomorrow": 1, "yesterday": -1}[which])
@@ -230,13 +246,15 @@ def _stop(plain: str) -> SkillAnswer | None:
 
 
 _HARM = (
-    r"\b(?:make|build|construct|assemble|cook|create)\b.*\b(?:bombs?|explosives?|grenade|molotov|pipe bomb|nerve gas|poison gas|meth|ricin|"
-    r"chemical weapon|biological weapon|gun at home|weapon)\b",
-    r"\b(?:how (?:to|can i|do i|could i|would i)|help me|best way to|ways? to)\b.*\b(?:kill|murder|poison|stab|shoot|hurt|kidnap|stalk)\b.*"
+    r"\b(?:make|build|construct|assemble|cook|create)\b.*\b(?:bombs?|explosives?|grenade|molotov|pipe bomb|"
+    r"nerve gas|poison gas|meth|ricin|chemical weapon|biological weapon|gun at home|weapon)\b",
+    r"\b(?:how (?:to|can i|do i|could i|would i)|help me|best way to|ways? to)\b.*"
+    r"\b(?:kill|murder|poison|stab|shoot|hurt|kidnap|stalk)\b.*"
     r"\b(?:some ?(?:one|body)|people|person|neighbou?rs?|wife|husband|boss|teacher|him|her|them|man|woman|child)\b",
     r"\b(?:break|sneak|burgle|get) into\b.*\b(?:houses?|homes?|apartments?|cars?|neighbou?rs?|buildings?)\b",
     r"\bburgle\b|\brob (?:a|the|some)\b|\bshoplift\b|\bhot ?wire\b",
-    r"\bhack (?:into )?(?:some|my|an?|his|her|their|the)\b|\bsteal (?:a|some|my|his|her|their|the|from)\b|\bforge\b.*\b(?:passport|money|signature|id)\b",
+    r"\bhack (?:into )?(?:some|my|an?|his|her|their|the)\b|\bsteal (?:a|some|my|his|her|their|the|from)\b|"
+    r"\bforge\b.*\b(?:passport|money|signature|id)\b",
 )
 _SELF_HARM = r"\b(?:kill|hurt|harm) myself\b|\bend my (?:own )?life\b|\bcommit suicide\b|\bwant to die\b|\bsuicid"
 
@@ -244,8 +262,8 @@ _SELF_HARM = r"\b(?:kill|hurt|harm) myself\b|\bend my (?:own )?life\b|\bcommit s
 def _refuse(plain: str) -> SkillAnswer | None:
     if re.search(_SELF_HARM, plain):
         return SkillAnswer(
-            "I am sorry that you feel this way. Please talk to someone now: call your local emergency number or a crisis line, "
-            "in the United States and Canada nine eight eight."
+            "I am sorry that you feel this way. Please talk to someone now: call your local emergency number or a "
+            "crisis line, in the United States and Canada nine eight eight."
         )
     if any(re.search(pattern, plain) for pattern in _HARM):
         return SkillAnswer("I will not help with that, because people could get hurt or be harmed.")
@@ -253,13 +271,16 @@ def _refuse(plain: str) -> SkillAnswer | None:
 
 
 _PERSONAL = re.compile(
-    r"\b(?:what is|whats|what s|do you know|guess|tell me) my (\w+)|\bwho is my (\w+)|\bwhere (?:am i|do i live|are my (\w+)|is my (\w+))|"
+    r"\b(?:what is|whats|what s|do you know|guess|tell me) my (\w+)|\bwho is my (\w+)|"
+    r"\bwhere (?:am i|do i live|are my (\w+)|is my (\w+))|"
     r"\bwhat am i (?:wearing|holding|thinking)\b|\bwhat did i (?:eat|have|dream)\b|\bhow old am i\b"
 )
 
 
 def _cannot_know(plain: str, told: str) -> SkillAnswer | None:
-    """Questions about the user, unless the user has spoken of the matter before (then the text model has it in its turns)."""
+    """Questions about the user, unless the user has spoken of the matter before (then the text model has it in its
+    turns).
+    """
     asked = _PERSONAL.search(plain)
     if asked is None:
         return None
@@ -268,13 +289,20 @@ def _cannot_know(plain: str, told: str) -> SkillAnswer | None:
     return None if spoken_of else SkillAnswer("I do not know that, because you have not told me.")
 
 
+_WEATHER = (
+    r"\bweather\b|\bgoing to rain\b|\bis it (?:raining|snowing|sunny|cold|hot|warm) (?:outside|today|now)\b|"
+    r"\bforecast\b|\bwill it (?:rain|snow)\b|\b(?:temperature|umbrella)\b.*\b(?:today|outside|tomorrow|now)\b"
+)
+
+
 def _about_itself(plain: str) -> SkillAnswer | None:
-    if re.search(r"\bweather\b|\bgoing to rain\b|\bis it (?:raining|snowing|sunny|cold|hot|warm) (?:outside|today|now)\b|\bforecast\b|"
-                 r"\bwill it (?:rain|snow)\b|\b(?:temperature|umbrella)\b.*\b(?:today|outside|tomorrow|now)\b", plain):  # fmt: skip
+    if re.search(_WEATHER, plain):
         return SkillAnswer("I work offline, so I cannot see the weather.")
     if re.search(r"\b(?:news|stock price|stock market|exchange rate|football score|score of)\b", plain):
         return SkillAnswer("I work offline, so I do not know today's news or numbers.")
-    if re.search(r"\bare you (?:a )?(?:human|person|robot|machine|real|alive|computer|an? ai)\b|\bwhat are you\b", plain):
+    if re.search(
+        r"\bare you (?:a )?(?:human|person|robot|machine|real|alive|computer|an? ai)\b|\bwhat are you\b", plain
+    ):
         return SkillAnswer("I am a computer program, a voice assistant that runs on this machine.")
     if re.fullmatch(r"(?:what is|whats|what s|who are) (?:your name|you)|do you have a name|what are you called|"
                     r"what should i call you", plain):  # fmt: skip

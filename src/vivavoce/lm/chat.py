@@ -7,7 +7,7 @@ new tokens. Rolling back is setting positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -54,7 +54,7 @@ class ChatOptions:
     max_tokens: int = 120
     max_sentences: int = 1
     min_chars: int = 24
-    sampling: SamplingOptions = SamplingOptions()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
     capacity: int = 2048  # tokens of conversation kept
 
 
@@ -120,10 +120,17 @@ class ChatModel:
         turns = [self._turn(message) for message in messages]
         opening = [self._start, *self.tokenizer.encode("assistant\n")]
         room = self._capacity - self.options.max_tokens - len(head) - len(opening)
+        if room <= 0:
+            raise ConfigError(
+                f"{self.name} has room for {self._capacity} tokens, which {self.options.max_tokens} of answer and "
+                f"{len(head) + len(opening)} of system prompt fill; lower max_tokens or shorten the system prompt"
+            )
         while len(turns) > 1 and sum(map(len, turns)) > room:
             turns.pop(0)
         if sum(map(len, turns)) > room:
-            raise ConfigError(f"the question is longer than the {room} tokens this model has room for; ask a shorter one")
+            raise ConfigError(
+                f"the question is longer than the {room} tokens this model has room for; ask a shorter one"
+            )
         return [*head, *(token for turn in turns for token in turn), *opening]
 
     def _turn(self, message: Message) -> list[int]:

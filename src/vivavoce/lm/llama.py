@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,7 +28,14 @@ class LlamaConfig:
     def smollm2_135m(cls) -> LlamaConfig:
         return cls(
             decoder=DecoderConfig(
-                dim=576, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, ffn_dim=1536, context=8192, rope_base=100_000.0
+                dim=576,
+                n_layers=30,
+                n_heads=9,
+                n_kv_heads=3,
+                head_dim=64,
+                ffn_dim=1536,
+                context=8192,
+                rope_base=100_000.0,
             ),
             vocab_size=49_152,
         )

@@ -1,4 +1,5 @@
-"""Published Llama and Qwen2 files to a model: configuration from GGUF metadata or config.json, weights through the table.
+"""Published Llama and Qwen2 files to a model: configuration from GGUF metadata or config.json, weights through the
+table.
 
 Quantised GGUF weights are turned row by row into int8 with a scale: the same integers at run time as at rest.
 """
@@ -45,7 +46,9 @@ def read_config(checkpoint: Checkpoint) -> LlamaConfig:
         rope_base=float(about.get("rope_theta", 10_000.0)), norm_eps=float(about["rms_norm_eps"]),
         qkv_bias=bool(about.get("attention_bias", kind == "qwen2")),
     )  # fmt: skip
-    return LlamaConfig(decoder=decoder, vocab_size=about["vocab_size"], tied=bool(about.get("tie_word_embeddings", False)))
+    return LlamaConfig(
+        decoder=decoder, vocab_size=about["vocab_size"], tied=bool(about.get("tie_word_embeddings", False))
+    )
 
 
 def _gguf_config(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LlamaConfig:

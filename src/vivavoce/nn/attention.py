@@ -37,7 +37,8 @@ def init_cache(batch: int, n_heads: int, capacity: int, head_dim: int, like: Ten
 def append(cache: KVCache, key: Tensor, value: Tensor, span: int | None = None) -> KVCache:
     """Write T new positions (B, G, T, D) behind each row's own position.
 
-    ``span``, when the caller knows it, is the longest live length after the write: with one row it makes the write a slice.
+    ``span``, when the caller knows it, is the longest live length after the write: with one row it makes the write a
+    slice.
     """
     length = key.shape[2]
     if key.shape[0] == 1 and span is not None:
@@ -66,8 +67,8 @@ def visible(position: Tensor, length: int, span: int) -> Tensor | None:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k / sqrt D) v: query (B, H, T, D), key and value (B, G, K, D), mask bool broadcastable to (B, H, T, K).
 
-    Query heads h read key head h // (H / G). For one new position the products are matrix times vector and plain ``matmul``
-    beats the fused kernel on a CPU; otherwise PyTorch's scaled_dot_product_attention.
+    Query heads h read key head h // (H / G). For one new position the products are matrix times vector and plain
+    ``matmul`` beats the fused kernel on a CPU; otherwise PyTorch's scaled_dot_product_attention.
     """
     batch, heads, length, width = query.shape
     groups = key.shape[1]
@@ -91,7 +92,9 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 def reorder(cache: KVCache, rows: Tensor, span: int) -> KVCache:
-    """Let new row n continue old row ``rows[n]`` (beam search; also widens or narrows the batch); only ``span`` slots are copied."""
+    """Let new row n continue old row ``rows[n]`` (beam search; also widens or narrows the batch); only ``span`` slots
+    are copied.
+    """
     if rows.shape[0] != cache.key.shape[0]:
         shape = (rows.shape[0], *cache.key.shape[1:])
         key, value = cache.key.new_zeros(shape), cache.value.new_zeros(shape)

@@ -1,6 +1,6 @@
 """The pre-norm transformer encoder of Whisper and its descendants: full attention, GELU, biases everywhere but on keys.
 
-    x (B, T, D) -> [ + attention(norm x) -> + feed-forward(norm x) ] x layers -> norm -> (B, T, D)
+x (B, T, D) -> [ + attention(norm x) -> + feed-forward(norm x) ] x layers -> norm -> (B, T, D)
 """
 
 from __future__ import annotations

@@ -76,6 +76,31 @@ def quantize_linears(module: nn.Module, chosen: Callable[[str, nn.Linear], bool]
     return module
 
 
+GROUP = 32  # weights that share a scale in the 4-bit types
+
+
+class Int4Linear(nn.Module):
+    """A linear layer over 4-bit levels (N, K) with a scale and a lowest value per 32 weights, exactly as published files of
+    the types Q4_0, Q4_1 and Q4_K hold them; half the memory of int8, activations in bfloat16. Inference on a CPU only.
+    """
+
+    def __init__(self, levels: Tensor, scale: Tensor, low: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = levels.shape
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
+        # the kernel counts levels from 8
+        groups = torch.stack([scale, low + 8 * scale], dim=-1).transpose(0, 1)  # (K / 32, N, 2)
+        self.register_buffer("groups", groups.contiguous().bfloat16(), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) float32 -> (..., N) float32."""
+        flat = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self._packed, GROUP, self.groups).float()
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y.add_(self.bias)
+
+
 class Int8Embedding(nn.Module):
     """Rows of int8 with one scale each: ids (...) -> float32 (..., D). The table may stay memory-mapped."""
 
@@ -90,7 +115,8 @@ class Int8Embedding(nn.Module):
 
 
 def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace every layer whose weight is stored as int8 (``X.weight`` beside ``X.weight_scale``) by its integer form.
+    """Replace every layer whose weight is stored as integers by its integer form: int8 rows (``X.weight`` beside
+    ``X.weight_scale``), or 4-bit groups (``X.levels``, ``X.group_scale``, ``X.group_low``).
 
     Returns the tensors that are left for ``load_state_dict``.
     """
@@ -103,4 +129,9 @@ def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
         bias = tensors[f"{name}.bias"] if f"{name}.bias" in tensors else None
         new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
+    for name in sorted({key.removesuffix(".levels") for key in tensors if key.endswith(".levels")} & known):
+        parts = [f"{name}.{part}" for part in ("levels", "group_scale", "group_low", "bias")]
+        new = Int4Linear(*(tensors[key] for key in parts[:3]), tensors[parts[3]] if parts[3] in tensors else None)
+        setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
+        taken.update(parts)
     return {key: tensors[key] for key in tensors if key not in taken}

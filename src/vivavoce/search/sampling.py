@@ -1,4 +1,5 @@
-"""Choosing one token from logits: greedy, or temperature with top-k and top-p, and a guard against endless repetition."""
+"""Choosing one token from logits: greedy, or temperature with top-k and top-p, and a guard against endless repetition.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """``temperature`` 0 is greedy. ``repetition_penalty`` divides positive logits of recent tokens (multiplies negative ones)."""
+    """``temperature`` 0 is greedy. ``repetition_penalty`` divides positive logits of recent tokens (multiplies
+    negative ones).
+    """
 
     temperature: float = 0.0
     top_k: int = 0  # 0: all
@@ -20,7 +23,9 @@ class SamplingOptions:
     window: int = 64  # how many recent tokens the penalty looks at
 
 
-def sample(logits: Tensor, recent: Sequence[int], options: SamplingOptions, generator: torch.Generator | None = None) -> int:
+def sample(
+    logits: Tensor, recent: Sequence[int], options: SamplingOptions, generator: torch.Generator | None = None
+) -> int:
     """logits (V,) -> the chosen id. Draws come from ``generator``."""
     if options.repetition_penalty != 1.0 and recent:
         ids = torch.tensor(sorted(set(recent[-options.window :])))

@@ -20,7 +20,9 @@ CONTROL_TOKEN = 3  # the GGUF type of tokens such as <|im_start|>
 
 
 class Tokenizer:
-    """Text to ids and back. Special tokens are looked up by name, and text that looks like one is encoded as plain text."""
+    """Text to ids and back. Special tokens are looked up by name, and text that looks like one is encoded as plain
+    text.
+    """
 
     def __init__(self, engine: Engine, specials: Mapping[str, int]):
         self.engine = engine
@@ -85,7 +87,8 @@ class Tokenizer:
 
 
 def _restore_merges(model: dict[str, Any]) -> None:
-    """Put back merges of two single characters that a conversion lost (some published files lack the very first, "space t").
+    """Put back merges of two single characters that a conversion lost (some published files lack the very first, "space
+    t").
 
     Without it " there" falls apart into pieces the model never saw. In a byte-level vocabulary the merge that makes id
     256 + n is the n-th, so its place is known too.

@@ -74,6 +74,7 @@ class VITSVoice:
     duration_noise_scale: float = 0.8
     length_scale: float = 1.0
     pause_s: float = 0.15  # silence between sentences
+    name: str = "vits"
 
     @property
     def sample_rate(self) -> int:

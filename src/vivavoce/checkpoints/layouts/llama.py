@@ -8,7 +8,12 @@ TRANSFORMERS = Layout(
     "llama, transformers",
     ("model.embed_tokens.weight", "model.layers.{i}.self_attn.q_proj.weight"),
     (
-        Row("model.layers.{i}.self_attn.rotary_emb.inv_freq", None, Drop("follows from the configuration"), optional=True),
+        Row(
+            "model.layers.{i}.self_attn.rotary_emb.inv_freq",
+            None,
+            Drop("follows from the configuration"),
+            optional=True,
+        ),
         Row("model.layers.{i}.input_layernorm.weight", "decoder.layers.{i}.attention_norm.weight"),
         Row(
             tuple(f"model.layers.{{i}}.self_attn.{name}_proj.{{w}}" for name in "qkv"),
@@ -37,7 +42,11 @@ def gguf(n_heads: int, n_kv_heads: int, interleaved: bool) -> Layout:
         (
             Row("rope_freqs.weight", None, Drop("follows from the configuration"), optional=True),
             Row("blk.{i}.attn_norm.weight", "decoder.layers.{i}.attention_norm.weight"),
-            Row(tuple(f"blk.{{i}}.attn_{name}.{{w}}" for name in "qkv"), "decoder.layers.{i}.qkv.{w}", Chain(turn, Join(0))),
+            Row(
+                tuple(f"blk.{{i}}.attn_{name}.{{w}}" for name in "qkv"),
+                "decoder.layers.{i}.qkv.{w}",
+                Chain(turn, Join(0)),
+            ),
             Row("blk.{i}.attn_output.weight", "decoder.layers.{i}.out.weight"),
             Row("blk.{i}.ffn_norm.weight", "decoder.layers.{i}.ffn_norm.weight"),
             Row(("blk.{i}.ffn_gate.weight", "blk.{i}.ffn_up.weight"), "decoder.layers.{i}.gate_up.weight", Join(0)),

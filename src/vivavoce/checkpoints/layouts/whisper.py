@@ -1,6 +1,7 @@
 """Whisper's three published layouts: openai (.pt), transformers (safetensors) and CTranslate2 (model.bin).
 
-The key projection has no bias in openai and transformers files; CTranslate2 stores q, k, v already stacked with a zero bias.
+The key projection has no bias in openai and transformers files; CTranslate2 stores q, k, v already stacked with a zero
+bias.
 """
 
 from __future__ import annotations
