@@ -31,13 +31,13 @@ from vivavoce.asr.whisper_recognizer import WhisperRecognizer
 from vivavoce.catalogue import CATALOGUE
 from vivavoce.checkpoints.gguf import TYPES, GGUFFile, GGUFTensor
 from vivavoce.checkpoints.layouts import hifigan, llama, silero, vits, whisper
-from vivavoce.checkpoints.native import open_native
+from vivavoce.checkpoints.native import build, open_native, save_native
 from vivavoce.checkpoints.read import Checkpoint
 from vivavoce.checkpoints.rules import export_weights
 from vivavoce.detect.silero import Silero, SileroConfig
-from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, UnknownNameError
+from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError
 from vivavoce.lm.llama import Llama, LlamaConfig
-from vivavoce.lm.llama_files import import_int8, import_llama
+from vivavoce.lm.llama_files import import_int8, import_llama, read_config
 from vivavoce.nn.decoder import DecoderConfig
 from vivavoce.nn.hifigan import HiFiGAN, HiFiGANConfig
 from vivavoce.nn.quantized import Int8Linear, quantize_rows
@@ -111,11 +111,11 @@ def test_llama_from_a_transformers_folder(desk: Path) -> None:
     folder = desk / "llm"
     folder.mkdir()
     size = tokenizer(folder / "tokenizer.json", CHAT_TOKENS)
-    tiny = LlamaConfig.tiny()
-    config = replace(tiny, vocab_size=size, decoder=replace(tiny.decoder, n_kv_heads=tiny.decoder.n_heads))
+    config = replace(LlamaConfig.tiny(), vocab_size=size)
     model = Llama(config)
     randomised(model)
-    table = llama.with_head(llama.TRANSFORMERS, "model.embed_tokens.weight", "lm_head.weight", True)
+    heads = config.decoder.n_heads, config.decoder.n_kv_heads
+    table = llama.with_head(llama.transformers(*heads), "model.embed_tokens.weight", "lm_head.weight", True)
     write(folder / "model.safetensors", export_weights(table, model.state_dict()))
     decoder = config.decoder
     about = {"model_type": "qwen2", "hidden_size": decoder.dim, "num_hidden_layers": decoder.n_layers,
@@ -286,6 +286,7 @@ def test_rounding_to_int8_row_by_row_is_rounding_the_floats(architecture: str) -
         qkv_bias=architecture == "qwen2",
     )
     _, rounded = import_int8(checkpoint)
+    assert floats.pop("head.weight") is not None  # tied: the embedding's rows serve both
     assert set(rounded) == set(int8(floats))
     for key, value in floats.items():
         if value.dim() == 2:
@@ -376,3 +377,113 @@ def test_a_gpu_is_refused_where_it_would_fail_later(desk: Path, monkeypatch: pyt
         vivavoce.load("whisper-base", device="cuda")
     with pytest.raises(ConfigError, match="int8 layers run on a CPU only"):
         vivavoce.load("smollm2-135m-instruct", device="cuda", dtype="int8")
+
+
+BAD_LLAMA = [
+    ("{", "not JSON"),
+    ("[]", "not a JSON object"),
+    ({"num_attention_heads": None}, "unknown form"),
+    ({"hidden_size": [24]}, "unknown form"),
+    ({"num_attention_heads": 0}, "unknown form|impossible size"),
+    ({"num_hidden_layers": 1 << 40}, "impossible size"),
+    ({"num_key_value_heads": 2}, "impossible size"),
+    ({"intermediate_size": ...}, "lacks 'intermediate_size'"),
+    ({"model_type": "mamba"}, "of the type 'mamba'"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'llama3'.*not supported"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'.*not supported"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn'.*not supported"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_LLAMA, ids=str)
+def test_a_bad_llama_configuration_is_one_sentence(tmp_path: Path, change, message: str) -> None:
+    about = {"model_type": "llama", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
+             "num_key_value_heads": 1, "intermediate_size": 40, "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
+             "vocab_size": 97, "rope_scaling": None}  # fmt: skip
+    path = tmp_path / "config.json"
+    checkpoint = Checkpoint("safetensors", tmp_path / "m.safetensors", {}, {}, {"config.json": path})
+    path.write_text(json.dumps(about))
+    assert read_config(checkpoint).decoder.n_kv_heads == 1
+    if isinstance(change, str):
+        path.write_text(change)
+    else:
+        path.write_text(json.dumps({k: v for k, v in {**about, **change}.items() if v is not ...}))
+    with pytest.raises(CheckpointError, match=message) as error:
+        read_config(checkpoint)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gguf_file_without_a_size_or_with_scaled_positions_is_one_sentence() -> None:
+    checkpoint = gguf("llama")
+    assert isinstance(checkpoint.metadata, dict)
+    checkpoint.metadata["llama.rope.scaling.type"] = "none"
+    assert read_config(checkpoint).decoder.dim == 32
+    checkpoint.metadata["llama.rope.scaling.type"] = "yarn"
+    with pytest.raises(CheckpointError, match="'yarn'.*not supported"):
+        read_config(checkpoint)
+    del checkpoint.metadata["llama.rope.scaling.type"], checkpoint.metadata["llama.block_count"]
+    with pytest.raises(CheckpointError, match=r"lacks 'llama\.block_count'"):
+        read_config(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "{", "not JSON"),
+        ("config.json", '{"encoder_attention_heads": null}', "unknown form"),
+        ("config.json", '{"encoder_attention_heads": 0}', "number of heads"),
+        ("config.json", '{"encoder_attention_heads": 3, "decoder_attention_heads": 5}', "number of heads"),
+        ("generation_config.json", '{"alignment_heads": [1, 2]}', "unknown form"),
+        ("generation_config.json", '{"alignment_heads": "all"}', "unknown form"),
+    ],
+)
+def test_a_bad_whisper_configuration_is_one_sentence(desk: Path, name: str, text: str, message: str) -> None:
+    folder = desk / "published"
+    folder.mkdir()
+    model = randomised(Whisper(whisper_config(tokenizer(folder / "tokenizer.json", WHISPER_TOKENS))))
+    write(folder / "model.safetensors", export_weights(whisper.OPENAI, model.state_dict()))
+    (folder / "config.json").write_text('{"encoder_attention_heads": 3, "decoder_attention_heads": 3}')
+    (folder / name).write_text(text)
+    with pytest.raises(CheckpointError, match=message) as error:
+        vivavoce.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tied_head_is_stored_once_and_read_from_both_forms(tmp_path: Path) -> None:
+    model = randomised(Llama(LlamaConfig.tiny()))
+    tokens = torch.arange(6)[None]
+    for kind, state in (("float", model.state_dict()), ("int8", int8(model.state_dict()))):
+        save_native(tmp_path / kind, "llama", model.config, state)
+        about = open_native(tmp_path / kind)
+        assert not [key for key in about.tensors() if key.startswith("head.")]
+        once = build(Llama, model.config, about.tensors())
+        both = build(Llama, model.config, {key: value.clone() for key, value in state.items()})  # the older form
+        assert torch.equal(once(tokens), both(tokens))
+        if kind == "float":
+            assert once.head.weight is once.embedding.weight
+            assert sum(p.numel() for p in once.parameters()) == sum(p.numel() for p in model.parameters())
+        else:
+            assert isinstance(once.head, Int8Linear)
+        found = vivavoce.inspect(tmp_path / kind)
+        assert found.n_parameters == sum(p.numel() for p in model.parameters())
+    own = randomised(Llama(replace(model.config, tied=False)))
+    save_native(tmp_path / "own", "llama", own.config, own.state_dict())
+    assert same(build(Llama, own.config, open_native(tmp_path / "own").tensors()), own)
+    with pytest.raises(CheckpointError, match="head"):
+        build(
+            Llama, own.config, {k: v for k, v in own.state_dict().items() if "embedding" not in k and "head" not in k}
+        )
+
+
+def test_a_converted_whisper_and_llama_store_their_heads_once(desk: Path) -> None:
+    config, whole = import_int8(gguf("qwen2"))
+    assert config.tied and "embedding.weight" in whole and "head.weight" not in whole
+    folder = desk / "published"
+    folder.mkdir()
+    model = randomised(Whisper(whisper_config(tokenizer(folder / "tokenizer.json", WHISPER_TOKENS))))
+    path = write(folder / "model.safetensors", export_weights(whisper.OPENAI, model.state_dict()))
+    (folder / "config.json").write_text('{"encoder_attention_heads": 3, "decoder_attention_heads": 3}')
+    conversions.convert_whisper(path, {item.name: item for item in folder.iterdir()}, desk / "w")
+    assert "decoder.head.weight" not in open_native(desk / "w").tensors()
+    loaded = vivavoce.load(desk / "w", dtype="float32")
+    assert loaded.model.decoder.head.weight is loaded.model.decoder.embedding.weight

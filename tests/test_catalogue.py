@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from vivavoce.catalogue import CATALOGUE, SYSTEMS, System, reference, system, system_of
+from vivavoce.catalogue import CATALOGUE, SYSTEMS, System, models, reference, system, system_of
 from vivavoce.checkpoints.rules import Layout
 from vivavoce.checkpoints.sources import SOURCES
 from vivavoce.cli import VERBS
-from vivavoce.errors import UnknownNameError
+from vivavoce.errors import UnknownNameError, nearest
 
 every_row = pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.stem)
 
@@ -52,7 +52,7 @@ def test_every_published_checkpoint_has_one_row() -> None:
     named = [name for row in CATALOGUE for name in row.weights]
     assert sorted(named) == sorted(SOURCES)
     for name, source in SOURCES.items():
-        assert source.system.startswith(system_of(name))
+        assert source.system == system_of(name)
     assert len(SYSTEMS) == len(CATALOGUE)
 
 
@@ -68,3 +68,14 @@ def test_reading_the_table_imports_nothing_heavy() -> None:
         "import sys, vivavoce.catalogue, vivavoce.checkpoints.store; assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_suggestion_stands_inside_its_sentence() -> None:
+    assert nearest("wisper", ["whisper"]) == " (did you mean 'whisper'?)" and nearest("xyz", ["whisper"]) == ""
+
+
+def test_the_models_are_listed_with_their_system() -> None:
+    found = {model.name: model for model in models()}
+    assert set(found) == set(SOURCES)
+    assert found["silero-vad"].system == "silero" and found["silero-vad"].room == "detect"
+    assert found["vits-joe"].to_dict()["verbs"] == SYSTEMS["vits"].verbs

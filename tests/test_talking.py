@@ -11,8 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from vivavoce import talking
+from vivavoce import api, talking
 from vivavoce.audio.io import read_blocks
+from vivavoce.cli import main
 from vivavoce.dialogue import Event, Reply
 from vivavoce.dialogue.cascade import Cascade, CascadeOptions
 from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, UnknownNameError, VivaError
@@ -216,14 +217,14 @@ def test_what_is_missing_is_told_with_its_line(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(MissingWeightsError, match="viva pull starter"):
         talking.choose_text_model()
     with pytest.raises(MissingWeightsError, match="viva pull starter"):
-        talking.choose_recogniser()
+        api.default_recognizer()
     with pytest.raises(UnknownNameError, match="--llm-model"):
         talking.assemble(llm="http://localhost:1/v1")
 
 
 def test_the_better_recogniser_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _pulled(monkeypatch, tmp_path, {"whisper-tiny.en": 10, "whisper-base": 10})
-    assert talking.choose_recogniser() == "whisper-base"
+    assert api.default_recognizer() == "whisper-base"
 
 
 def test_memory_is_read() -> None:
@@ -247,3 +248,74 @@ def test_parts_by_name_answer(desk: Path) -> None:
     ready.voice_activity = LoudIsSpeech()  # pyright: ignore[reportAttributeAccessIssue]  (the random one never hears an end)
     result = talking.talk(sound(desk / "q.wav", 0.7), cascade=ready, real_time=False)
     assert result.sample_rate == 8000 and isinstance(result.heard, str)
+
+
+class HoldsOn(LoudIsSpeech):
+    """A detector that takes what follows a sound for speech too, for so many chunks."""
+
+    def __init__(self, chunks: int) -> None:
+        self.chunks = chunks
+
+    def step(self, wave: torch.Tensor, state: torch.Tensor):
+        odds, _ = super().step(wave, state)
+        for i, value in enumerate(odds[0]):
+            state = torch.full_like(state, self.chunks) if value else state - 1
+            odds[0, i] = float(value > 0 or state > 0)
+        return odds, state
+
+
+@pytest.mark.parametrize("chunks", [0, 6, 30])
+def test_a_file_that_ends_in_speech_is_answered(tmp_path: Path, chunks: int) -> None:
+    ready = cascade()
+    ready.voice_activity = HoldsOn(chunks)  # pyright: ignore[reportAttributeAccessIssue]
+    result = talking.talk(sound(tmp_path / "q.wav", 0.7), cascade=ready, real_time=False)
+    assert result.heard == "tell me about cats" and result.wave.numel() > 0
+
+
+def test_nothing_understood_is_an_empty_answer(tmp_path: Path) -> None:
+    result = talking.talk(sound(tmp_path / "q.wav", 0.6), cascade=cascade(Hears(" ")), real_time=False)
+    assert result.heard == result.answer == "" and result.wave.numel() == 0
+    assert result.to_dict()["real_time_factor"] is None
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_nothing_understood_is_one_sentence_and_no_file(desk: Path, monkeypatch, capsys, options) -> None:
+    monkeypatch.setattr(talking, "assemble", lambda **chosen: cascade(Hears("")))
+    sound(desk / "q.wav", 0.6)
+    with pytest.raises(SystemExit) as left:
+        main(["talk", "q.wav", "--fast", *options])
+    assert left.value.code == 2 and not (desk / "answer.wav").exists()
+    assert capsys.readouterr().err == (
+        "viva: speech was noticed, but no words were understood in q.wav; "
+        "record it louder, or nearer to the microphone\n"
+    )
+
+
+def test_a_turn_without_words_takes_no_number(desk: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(talking, "assemble", lambda **chosen: cascade(Hears("warm", "", "tell me about cats")))
+    sound(desk / "q.wav", 0.6, -1.0, 0.6)
+    with pytest.raises(SystemExit) as left:
+        main(["talk", "q.wav"])
+    assert not left.value.code and (desk / "answer.wav").exists() and not (desk / "answer-2.wav").exists()
+
+
+def test_the_command_and_the_function_choose_the_same(desk: Path, monkeypatch) -> None:
+    asked: list[dict] = []
+
+    def assemble(**chosen) -> Cascade:
+        asked.append(chosen)
+        return cascade()
+
+    monkeypatch.setattr(talking, "assemble", assemble)
+    path = str(sound(desk / "q.wav", 0.6))
+    with pytest.raises(SystemExit):
+        main(["talk", path, "--fast", "--asr", "a", "--text-model", "b", "--voice", "c", "--phonemes", "lexicon",
+              "--llm", "http://d", "--llm-model", "e", "--llm-key", "f", "--system", "g", "--language", "German",
+              "--endpoint", "400", "--seed", "3"])  # fmt: skip
+    drawn = torch.rand(1)
+    talking.talk(path, recogniser="a", text_model="b", voice="c", phonemes="lexicon", llm="http://d", llm_model="e",
+                 llm_key="f", system="g", language="German", endpoint_ms=400.0, seed=3, real_time=False)  # fmt: skip
+    assert asked[0] == asked[1] and asked[0]["language"] == "de" and asked[0]["endpoint_ms"] == 400
+    assert torch.equal(drawn, torch.rand(1))
+    with pytest.raises(ConfigError, match="endpoint"):
+        talking.talk(path, endpoint_ms=20.0)

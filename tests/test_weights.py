@@ -51,7 +51,7 @@ def exact(name: str) -> WhisperRecognizer:
 
 @functools.cache
 def joe(phonemes: str) -> VITSVoice:
-    return vivavoce.load("vits-joe", parts={"phonemes": phonemes})
+    return vivavoce.load("vits-joe", dtype="float32", parts={"phonemes": phonemes})
 
 
 def word_error(heard: str, wanted: str) -> float:

@@ -25,7 +25,7 @@ from vivavoce.asr.whisper_recognizer import WhisperRecognizer, join_text
 from vivavoce.asr.whisper_tokens import WhisperTokens, language_code
 from vivavoce.audio.io import read_blocks
 from vivavoce.audio.resample import resample
-from vivavoce.catalogue import reference, system, system_of
+from vivavoce.catalogue import models, reference, system, system_of
 from vivavoce.checkpoints import store
 from vivavoce.checkpoints.layouts import hifigan as hifigan_layouts
 from vivavoce.checkpoints.layouts.silero import TORCHSCRIPT_8K
@@ -37,10 +37,10 @@ from vivavoce.config import from_dict
 from vivavoce.conversions import convert
 from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError, nearest
-from vivavoce.inspection import CONFIG, doctor, find_layout, inspect, is_native, models, set_threads
+from vivavoce.inspection import CONFIG, doctor, find_layout, inspect, is_native, set_threads
 from vivavoce.lm.llama import Llama, LlamaConfig
-from vivavoce.lm.llama_four_bit import import_int4
 from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer
+from vivavoce.lm.llama_four_bit import import_int4
 from vivavoce.nn.quantized import quantize_linears
 from vivavoce.text.phonemes import EspeakPhonemizer, LexiconPhonemizer, Phonemizer
 from vivavoce.text.tokenizer import Tokenizer
@@ -241,6 +241,8 @@ def phonemizer(language: str, choice: str = "auto") -> Phonemizer:
 
 def _recognizer(model: Whisper, tokenizer: Tokenizer, name: str, options: _Options) -> WhisperRecognizer:
     options.cpu_only("recognisers")
+    if options.dtype == "int4":
+        raise ConfigError("a recogniser's dtype must be int8 or float32, not 'int4'")
     detector = options.part("voice_activity", _voice_activity)
     if options.int8:
         quantize_linears(model)

@@ -6,9 +6,11 @@ and described in :mod:`vivavoce.checkpoints.sources`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+from vivavoce.checkpoints import store
+from vivavoce.checkpoints.sources import SOURCES
 from vivavoce.errors import UnknownNameError, nearest
 
 
@@ -141,7 +143,7 @@ CATALOGUE: tuple[System, ...] = (
         model="vivavoce.nn.hifigan:HiFiGAN",
         config="vivavoce.nn.hifigan:HiFiGANConfig",
         verbs=(),
-        sizes={"v1": "", "v3": "v3"},
+        sizes={"v1": "", "v2": "v2", "v3": "v3", "tiny-test": "tiny"},
         layouts={
             "authors' generator, blocks 1": f"{_LAYOUTS}.hifigan:ORIGINAL_1",
             "authors' generator, blocks 2": f"{_LAYOUTS}.hifigan:ORIGINAL_2",
@@ -168,7 +170,7 @@ CATALOGUE: tuple[System, ...] = (
             "tiny-test": "tiny",
         },
         layouts={
-            "transformers": f"{_LAYOUTS}.llama:TRANSFORMERS",
+            "transformers": f"{_LAYOUTS}.llama:transformers",
             "GGUF": f"{_LAYOUTS}.llama:gguf",
         },
         modules=(
@@ -203,6 +205,46 @@ def system_of(weights: str) -> str:
             return row.stem
     names = [name for row in CATALOGUE for name in row.weights]
     raise UnknownNameError(f"no published weights are called {weights!r}{nearest(weights, names)}")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One published checkpoint: what it is, its download in bytes, and whether it has been pulled."""
+
+    name: str
+    system: str
+    room: str
+    verbs: tuple[str, ...]
+    bytes: int
+    pulled: bool
+    licence: str
+    origin: str
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def models() -> list[ModelInfo]:
+    """All checkpoints that ``viva pull`` knows."""
+    here = store.installed()
+    found = []
+    for name, source in SOURCES.items():
+        row = system(system_of(name))
+        found.append(
+            ModelInfo(
+                name,
+                row.stem,
+                row.room,
+                row.verbs,
+                source.bytes,
+                name in here,
+                source.licence,
+                source.origin,
+                source.note,
+            )
+        )
+    return found
 
 
 def reference(path: str):

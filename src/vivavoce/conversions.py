@@ -68,6 +68,8 @@ def _int8_shapes(config: LlamaConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """(type, shape) of every tensor that :func:`int8_parts` gives."""
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
+    if config.tied:
+        del shapes["head.weight"]
     matrices = {key: shape for key, shape in shapes.items() if len(shape) == 2}
     return {
         **{key: ("I8" if key in matrices else "F32", shape) for key, shape in shapes.items()},

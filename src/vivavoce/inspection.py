@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivavoce.catalogue import CATALOGUE, SYSTEMS, reference, system, system_of
+from vivavoce.catalogue import CATALOGUE, SYSTEMS, reference, system
 from vivavoce.checkpoints import store
 from vivavoce.checkpoints.gguf import GGUFFile
 from vivavoce.checkpoints.native import open_native
@@ -31,46 +31,6 @@ from vivavoce.errors import CheckpointError, ConfigError, UnknownNameError, near
 from vivavoce.nn.quantized import Int8Linear
 
 CONFIG = "config.json"
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """One published checkpoint: what it is, its download in bytes, and whether it has been pulled."""
-
-    name: str
-    system: str
-    room: str
-    verbs: tuple[str, ...]
-    bytes: int
-    pulled: bool
-    licence: str
-    origin: str
-    note: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def models() -> list[ModelInfo]:
-    """All checkpoints that :func:`pull` knows."""
-    here = store.installed()
-    found = []
-    for name, source in SOURCES.items():
-        row = system(system_of(name))
-        found.append(
-            ModelInfo(
-                name,
-                row.stem,
-                row.room,
-                row.verbs,
-                source.bytes,
-                name in here,
-                source.licence,
-                source.origin,
-                source.note,
-            )
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -97,8 +57,9 @@ class Inspection:
 
     @property
     def n_parameters(self) -> int:
-        """Numbers in all tensors."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+        """Numbers in all tensors, without the scales of integer rows."""
+        scales = {f"{tensor.name}_scale" for tensor in self.tensors}
+        return sum(math.prod(tensor.shape) for tensor in self.tensors if tensor.name not in scales)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "n_parameters": self.n_parameters}
@@ -244,17 +205,14 @@ def is_native(path: Path) -> bool:
 
 
 def find_layout(checkpoint: Checkpoint) -> tuple[str, str, Layout | None]:
-    """(stem, layout's name, its table) of published weights; the table is None where it depends on the file (GGUF)."""
+    """(stem, layout's name, its table) of published weights; the table is None where it depends on the head counts."""
     if checkpoint.format == "gguf":
         return "llama", "llama, GGUF", None
-    tables = {
-        id(table): (row.stem, table)
-        for row in CATALOGUE
-        for path in row.layouts.values()
-        if isinstance(table := reference(path), Layout)
-    }
-    layout = detect(checkpoint.tensors, [table for _, table in tables.values()])
-    return tables[id(layout)][0], layout.name, layout
+    tables = [(row.stem, reference(path)) for row in CATALOGUE for path in row.layouts.values()]
+    told = [table if isinstance(table, Layout) else table(1, 1) for _, table in tables]  # for the signature alone
+    layout = detect(checkpoint.tensors, told)
+    stem, table = next(found for found, made in zip(tables, told, strict=True) if made is layout)
+    return stem, layout.name, layout if table is layout else None
 
 
 def set_threads(threads: int | None = None) -> int:

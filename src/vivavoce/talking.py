@@ -19,7 +19,6 @@ from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, Unknow
 
 BLOCK = 512  # samples: 32 ms, one decision of the voice activity detector
 TEXT_MODELS = ("qwen2.5-coder-1.5b-instruct", "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")  # best first
-RECOGNISERS = ("whisper-base", "whisper-tiny.en")
 HEADROOM = 1.3  # memory a model needs, in sizes of its file
 
 
@@ -87,19 +86,11 @@ def choose_text_model(memory: int | None = None) -> str:
     return pulled[-1]
 
 
-def choose_recogniser() -> str:
-    """The better of the pulled recognisers."""
-    for name in RECOGNISERS:
-        if name in store.installed():
-            return name
-    raise MissingWeightsError("no recogniser is at hand: run  viva pull starter")
-
-
 def assemble(*, recogniser: str | None = None, text_model: str | None = None, voice: str = "vits-joe",
              llm: str | None = None, llm_model: str | None = None, llm_key: str | None = None, system: str | None = None,
              language: str | None = "en", phonemes: str = "auto", endpoint_ms: float = 500.0) -> Cascade:  # fmt: skip
     """An assistant from parts by name; ``llm`` is the address of an OpenAI-compatible text model instead of a local one."""
-    from vivavoce.api import load
+    from vivavoce.api import default_recognizer, load
     from vivavoce.dialogue.remote import RemoteChat
     from vivavoce.lm.chat import SYSTEM, ChatModel, ChatOptions
 
@@ -111,7 +102,7 @@ def assemble(*, recogniser: str | None = None, text_model: str | None = None, vo
         name = text_model or choose_text_model()
         model, tokenizer = load(name)
         thinks = ChatModel(model, tokenizer, name=name, options=ChatOptions(system=system or SYSTEM))
-    hears = load(recogniser or choose_recogniser())
+    hears = load(recogniser or default_recognizer())
     speaks = load(voice, parts={"phonemes": phonemes})
     options = CascadeOptions(language=language, endpoint=endpoint_ms / 1000)
     return Cascade(hears, load("silero-vad"), thinks, speaks, options=options, clock=time.perf_counter)
@@ -179,12 +170,15 @@ def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[
 
 
 def _then_silence(blocks: Iterable[Tensor], session: CascadeSession) -> Iterator[Tensor]:
-    """Cut blocks to the detector's step; go on with silence while an answer is due, or could still be."""
+    """Cut blocks to the detector's step; go on with silence while an answer is due, or could still be.
+
+    A detector may hold on to the last word for a while, so the silence lasts until the session counts it as an end.
+    """
     for block in blocks:
         yield from block.split(BLOCK)
     silence = torch.zeros(BLOCK)
     wait = int((session.options.endpoint + 0.1) * HEARING_RATE / BLOCK)
-    while wait > 0 or session.answering:
+    while wait > 0 or session.answering or session._speech_from is not None:
         wait -= 1
         yield silence
 
@@ -200,23 +194,34 @@ def _result(cascade: Cascade, turn: Turn, listener: _Listener, event: Event) -> 
     )  # fmt: skip
 
 
+def check_endpoint(milliseconds: float) -> None:
+    """ConfigError unless a pause of this length can tell an end."""
+    if not 100 <= milliseconds <= 5000:
+        raise ConfigError(f"the endpoint must lie between 100 and 5000 milliseconds, not {milliseconds:g}")
+
+
 def question_file() -> Path:
     """The spoken question that ships with the package."""
     return Path(__file__).with_name("assets") / "question.flac"
 
 
 def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = None, *, cascade: Cascade | None = None,
-         recogniser: str | None = None, text_model: str | None = None, voice: str = "vits-joe", llm: str | None = None,
-         llm_model: str | None = None, real_time: bool = True, threads: int | None = None) -> TalkResult:  # fmt: skip
+         recogniser: str | None = None, text_model: str | None = None, voice: str = "vits-joe", phonemes: str = "auto",
+         llm: str | None = None, llm_model: str | None = None, llm_key: str | None = None, system: str | None = None,
+         language: str | None = "en", endpoint_ms: float = 500.0, seed: int | None = None, real_time: bool = True,
+         threads: int | None = None) -> TalkResult:  # fmt: skip
     """Answer a spoken question: a sound file, a wave with ``sample_rate``, or (None) the question that ships with us.
 
     Gives the first question's answer; :func:`converse` goes on through a whole conversation. ``cascade`` re-uses an
-    assistant that :func:`assemble` made, otherwise the parts are chosen by name.
+    assistant that :func:`assemble` made, otherwise the parts are chosen by name as in ``viva talk``. ``endpoint_ms`` of
+    silence end a question; a ``seed`` makes the voice repeatable. Nothing understood gives an empty answer.
     """
+    from vivavoce.asr.whisper_tokens import language_code
     from vivavoce.audio.io import read_blocks
     from vivavoce.audio.resample import resample
     from vivavoce.inspection import set_threads
 
+    check_endpoint(endpoint_ms)
     set_threads(threads)
     if isinstance(source, Tensor):
         if sample_rate is None:
@@ -225,9 +230,12 @@ def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = No
     else:
         blocks = read_blocks(source or question_file(), HEARING_RATE)
     ready = cascade or assemble(
-        recogniser=recogniser, text_model=text_model, voice=voice, llm=llm, llm_model=llm_model
-    )
+        recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,
+        llm_key=llm_key, system=system, language=language_code(language) if language else None, endpoint_ms=endpoint_ms,
+    )  # fmt: skip
     ready.warm()
+    if seed is not None:
+        torch.manual_seed(seed)
     for result in converse(ready, blocks, real_time=real_time):
         return result
     raise AudioError("no speech was found in the sound; record it louder, or nearer to the microphone")

@@ -26,11 +26,7 @@ from vivavoce.tts.vits import VITS, VITSConfig
 
 
 def hifigan_config(block_type: int = 2) -> HiFiGANConfig:
-    """A generator of 16 samples a frame, with the three blocks a stage that every published layout counts on."""
-    return HiFiGANConfig(
-        in_channels=6, channels=16, upsample_rates=(4, 4), upsample_kernels=(8, 8),
-        block_type=1 if block_type == 1 else 2, block_kernels=(3, 5, 7), block_dilations=((1, 2), (1, 2), (1, 3)),
-    )  # fmt: skip
+    return replace(HiFiGANConfig.tiny(), block_type=1 if block_type == 1 else 2)
 
 
 def vits_config(trainable: bool = True) -> VITSConfig:
@@ -39,15 +35,12 @@ def vits_config(trainable: bool = True) -> VITSConfig:
 
 
 def llama_config(tied: bool) -> LlamaConfig:
-    """As many key heads as heads: the published tables cut the joined matrix into equal parts when they write."""
-    config = LlamaConfig.tiny()
-    return replace(config, tied=tied, decoder=replace(config.decoder, n_kv_heads=config.decoder.n_heads))
+    """Three heads that share one key head."""
+    return replace(LlamaConfig.tiny(), tied=tied)
 
 
 def tiny(stem: str) -> nn.Module:
     """The smallest model of a row, nothing left at zero: the size ``tiny-test``, or a small one made here."""
-    if stem == "hifigan":
-        return randomised(HiFiGAN(hifigan_config()))
     if stem == "vits":
         return _stirred(vits_config())
     return randomised(create(stem, "tiny-test"))
@@ -171,12 +164,12 @@ STREAMS: dict[str, Callable[[], Stream]] = {
 # ---------------------------------------------------------------------------------------------------- layouts
 
 
-def _llama_layout(published: Callable[..., Layout] | Layout, tied: bool) -> Layout:
+def _llama_layout(published: Callable[..., Layout], tied: bool) -> Layout:
     decoder = llama_config(tied).decoder
-    if isinstance(published, Layout):
-        return llama_layouts.with_head(published, "model.embed_tokens.weight", "lm_head.weight", tied)
-    table = published(decoder.n_heads, decoder.n_kv_heads, True)
-    return llama_layouts.with_head(table, "token_embd.weight", "output.weight", tied)
+    table = published(decoder.n_heads, decoder.n_kv_heads)
+    if published is llama_layouts.gguf:
+        return llama_layouts.with_head(table, "token_embd.weight", "output.weight", tied)
+    return llama_layouts.with_head(table, "model.embed_tokens.weight", "lm_head.weight", tied)
 
 
 def layouts() -> Iterator[tuple[str, Layout, Callable[[], nn.Module]]]:

@@ -19,12 +19,15 @@ from vivavoce.asr.whisper import Whisper
 from vivavoce.catalogue import CATALOGUE, System, reference
 from vivavoce.checkpoints.native import build, open_native, save_native
 from vivavoce.config import from_dict, to_dict
+from vivavoce.detect import Detector
 from vivavoce.detect.silero import Silero
 from vivavoce.errors import ConfigError
+from vivavoce.lm import TokenModel
 from vivavoce.lm.llama import Llama
 from vivavoce.nn.hifigan import HiFiGAN
 from vivavoce.tts import Speech, Voice
 from vivavoce.tts.vits import VITS
+from vivavoce.vocoders import Vocoder
 
 every_row = pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.stem)
 
@@ -85,7 +88,8 @@ def _keeps(protocol: type, made: Any) -> None:
         by_place = [parameter for parameter in asked if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
         by_name = {parameter.name for parameter in asked if parameter.kind is parameter.KEYWORD_ONLY}
         assert by_name <= set(given), f"{name} lacks {by_name - set(given)}"
-        assert sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in given.values()) >= len(by_place), name
+        places = [p.name for p in given.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert places[: len(by_place)] == [p.name for p in by_place], name
 
 
 def test_a_recogniser_keeps_its_room(desk: Path) -> None:
@@ -109,12 +113,15 @@ def test_a_voice_keeps_its_room(desk: Path) -> None:
 @torch.inference_mode()
 def test_a_detector_a_vocoder_and_a_language_model_keep_their_rooms(desk: Path) -> None:
     detector = api.load("silero-vad")
+    _keeps(Detector, detector)
     odds, state = detector.step(noise(2, 3 * 512), detector.init_state(2))
     assert odds.shape == (2, 3) and odds.min() >= 0 and odds.max() <= 1 and state.context.shape == (2, 64)
     vocoder = tiny("hifigan")
+    _keeps(Vocoder, vocoder)
     wave = vocoder(noise(2, 6, 5))
     assert wave.shape == (2, 5 * 16) and wave.abs().max() <= 1
     model, tokenizer = api.load("smollm2-135m-instruct")
+    _keeps(TokenModel, model)
     ids = torch.tensor([tokenizer.encode("good day")])
     logits, state = model.step(ids, model.init_state(1, 32))
     assert logits.shape == (1, model.config.vocab_size) and state[0].position.tolist() == [ids.shape[1]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def test_segments_are_ordered_and_inside(odds: list[float], pad: float, longest:
     length = 512 * len(odds)
     found = find_segments(odds, length, SegmentOptions(pad=pad, max_speech=longest, min_speech=60))
     assert all(0 <= start < end <= length for start, end in found)
-    assert all(a[1] <= b[0] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in pairwise(found))
 
 
 def test_speech_between_silences_is_found_with_its_pad() -> None:

@@ -185,3 +185,33 @@ def test_too_slow_is_one_sentence(serve) -> None:
 def test_an_address_without_http_is_refused_at_once(url: str) -> None:
     with pytest.raises(VivaError, match="http://localhost"):
         RemoteChat(url, "m")
+
+
+def test_sentences_that_repeat_are_counted(serve) -> None:
+    server = serve(streamed(piece("Yes. Yes."), piece(" Yes. No."), "data: [DONE]"))
+    assert "".join(RemoteChat(server.url, "m", max_sentences=2).reply(ASKED)) == "Yes. Yes."
+    server = serve(streamed(piece("Yes. Yes. "), piece("Yes. No."), "data: [DONE]"))
+    assert "".join(RemoteChat(server.url, "m", max_sentences=2).reply(ASKED)).strip() == "Yes. Yes."
+    server = serve(streamed(piece("Yes. Yes. Yes. No. Ah"), "data: [DONE]"))
+    assert "".join(RemoteChat(server.url, "m", max_sentences=3).reply(ASKED)) == "Yes. Yes. Yes."
+
+
+@pytest.mark.parametrize("lines", [("<!doctype html>", "<title>Welcome</title>"), ("",), ("data: [1]",)])
+def test_a_page_instead_of_an_answer_is_one_sentence(serve, lines: tuple[str, ...]) -> None:
+    with pytest.raises(VivaError, match="not a chat completion") as error:
+        list(RemoteChat(serve(streamed(*lines)).url, "m").reply(ASKED))
+    one_sentence(error)
+
+
+def test_an_answer_without_words_is_none(serve) -> None:
+    only_role = "data: " + json.dumps({"choices": [{"delta": {"role": "assistant"}}]})
+    assert list(RemoteChat(serve(streamed(only_role, "data: [DONE]")).url, "m").reply(ASKED)) == []
+
+
+@pytest.mark.parametrize("error", [{"message": "no model\ncalled m, key secret " + "x" * 999}, "no model called m"])
+def test_a_fault_inside_the_stream_is_one_sentence(serve, error: object) -> None:
+    server = serve(streamed(piece("It "), "data: " + json.dumps({"error": error})))
+    with pytest.raises(VivaError, match="refused .no model called m") as raised:
+        list(RemoteChat(server.url, "m", key="secret").reply(ASKED))
+    text = str(raised.value)
+    assert "\n" not in text and "secret" not in text and len(text) < 400

@@ -214,3 +214,9 @@ def test_a_model_without_chat_tokens_is_refused() -> None:
     engine = Engine(models.BPE(vocab={"a": 0}, merges=[]))
     with pytest.raises(CheckpointError, match="no special token"):
         ChatModel(Llama(LlamaConfig.tiny()), Tokenizer(engine, {}), name="plain")
+
+
+def test_an_answer_longer_than_the_room_is_one_sentence(tokenizer: Tokenizer) -> None:
+    talk = chat(tokenizer, capacity=120, max_tokens=200)
+    with pytest.raises(ConfigError, match=r"has room for 120 tokens, which 200 of answer .*; lower max_tokens"):
+        list(talk.reply(asked("Why?")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Word:
-    """A word as written (with its leading space) and when it was said, in seconds; ``probability`` is the model's own.
-    """
+    """A word as written (with its leading space) and when it was said, in seconds; ``probability`` is the model's own."""
 
     word: str
     start: float
@@ -102,7 +101,9 @@ class Recognizer(Protocol):
         self, wave: Tensor, sample_rate: int, *, language: str | None = None, words: bool = False
     ) -> Transcript: ...
 
-    def stream(self, wave: Iterator[Tensor], sample_rate: int, *, language: str | None = None) -> Iterator[Partial]: ...
+    def stream(
+        self, blocks: Iterable[Tensor], sample_rate: int, *, language: str | None = None
+    ) -> Iterator[Partial]: ...
 
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")

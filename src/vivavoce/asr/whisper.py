@@ -1,7 +1,7 @@
 """Whisper (Radford et al. 2022, arXiv 2212.04356): an encoder hears 30 s of log-mel, a decoder writes text and times.
 
     mel (B, M, 3000) -> conv, conv / 2 -> + sinusoids -> Encoder -> memory (B, 1500, D)
-    tokens (B, L) -> embedding + positions -> [self-attention, attention over memory, feed-forward] x layers 
+    tokens (B, L) -> embedding + positions -> [self-attention, attention over memory, feed-forward] x layers
         -> logits (B, L, V)
 
 Bricks: nn/encoder.py, nn/attention.py. The rules of decoding live in whisper_decoding.py, word times in
@@ -136,8 +136,7 @@ class TextLayer(nn.Module):
     def forward(
         self, x: Tensor, cache: KVCache, keys: Tensor, values: Tensor, mask: Tensor | None, span: int
     ) -> tuple[Tensor, KVCache, Tensor]:
-        """x (N, L, D), N a multiple of the memory's batch -> (x, cache, attention logits over the sound (N, H, L, T)).
-        """
+        """x (N, L, D), N a multiple of the memory's batch -> (x, cache, attention logits over the sound (N, H, L, T))."""
         query, key, value = (
             split_heads(part, self.n_heads) for part in self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
         )

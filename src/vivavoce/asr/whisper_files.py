@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,37 @@ from torch import Tensor
 from vivavoce.asr.whisper import Whisper, WhisperConfig
 from vivavoce.checkpoints.layouts.whisper import LAYOUTS
 from vivavoce.checkpoints.native import build
-from vivavoce.checkpoints.read import Checkpoint
-from vivavoce.checkpoints.rules import detect, import_weights
+from vivavoce.checkpoints.read import Checkpoint, read_json
+from vivavoce.checkpoints.rules import Layout, detect, import_weights
+from vivavoce.errors import CheckpointError
 
 HEAD_WIDTH = 64  # every published size
 
 
 def _json(files: dict[str, Path], name: str) -> dict[str, Any]:
-    return json.loads(files[name].read_text(encoding="utf-8")) if name in files else {}
+    return read_json(files[name]) if name in files else {}
 
 
 def read_config(checkpoint: Checkpoint) -> WhisperConfig:
     """Sizes from shapes; head counts and alignment heads from the configuration files where they exist."""
     layout = detect(checkpoint.tensors, LAYOUTS)
+    try:
+        config = _config(checkpoint, layout)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else "holds an entry in an unknown form"
+        raise CheckpointError(
+            f"{checkpoint.path.name} or a configuration beside it {what}; give the files as they were published"
+        ) from error
+    heads = (config.audio_heads, config.audio_dim), (config.text_heads, config.text_dim)
+    if any(number < 1 or dim % number for number, dim in heads):
+        raise CheckpointError(
+            f"the configuration beside {checkpoint.path.name} has a number of heads that its width cannot be cut into; "
+            "give the files as they were published"
+        )
+    return config
+
+
+def _config(checkpoint: Checkpoint, layout: Layout) -> WhisperConfig:
     kind = layout.name.split(", ")[1]
     names = {
         "openai": ("encoder.conv1.weight", "encoder.positional_embedding", "decoder.token_embedding.weight",
@@ -49,7 +66,7 @@ def read_config(checkpoint: Checkpoint) -> WhisperConfig:
         text_dim=text[1],
         text_heads=_heads(checkpoint, "decoder", settings, dims, text[1]),
         text_layers=_layers(checkpoint.tensors, names[5]),
-        alignment_heads=tuple((layer, head) for layer, head in alignment),
+        alignment_heads=tuple((int(layer), int(head)) for layer, head in alignment),
     )
 
 
@@ -65,7 +82,7 @@ def _heads(checkpoint: Checkpoint, side: str, settings: dict[str, Any], dims: di
         return int(dims["n_audio_head" if side == "encoder" else "n_text_head"])
     if f"{side}/num_heads" in checkpoint.tensors:
         return int(checkpoint.tensors[f"{side}/num_heads"])
-    return dim // HEAD_WIDTH
+    return max(1, dim // HEAD_WIDTH)
 
 
 def import_whisper(checkpoint: Checkpoint) -> tuple[WhisperConfig, dict[str, Tensor]]:

@@ -17,12 +17,18 @@ from torch import Tensor
 
 from vivavoce.asr import Partial, Segment, Transcript, Word
 from vivavoce.asr.whisper import SAMPLE_RATE, Memory, Whisper
-from vivavoce.asr.whisper_decoding import Decoded, DecodingOptions, FallbackOptions, decode_with_fallback, detect_language
+from vivavoce.asr.whisper_decoding import (
+    Decoded,
+    DecodingOptions,
+    FallbackOptions,
+    decode_with_fallback,
+    detect_language,
+)
 from vivavoce.asr.whisper_timing import Bounds, find_words, place_words
 from vivavoce.asr.whisper_tokens import WhisperTokens, language_code
 from vivavoce.audio.mel import mel_spectrum, whisper_scale
 from vivavoce.audio.resample import Resampler, resample
-from vivavoce.detect.segments import SegmentOptions, Segmenter
+from vivavoce.detect.segments import Segmenter, SegmentOptions
 from vivavoce.detect.silero import Silero
 
 HOP = 160  # samples a mel frame: 10 ms
@@ -241,7 +247,7 @@ class WhisperRecognizer:
                 if not 0 < window.advance < n_frames - 100 or not window.segments:
                     break
                 start, wave = start + window.advance * HOP, rest
-                alone = self.remember([wave])
+                alone = self.remember([wave], self.context_for(wave.numel()))
                 decoded = decode_with_fallback(self.model.decoder, self.tokens, alone, options, fallback)[0]
 
     def _with_language(self, options: DecodingOptions, memory: Memory) -> DecodingOptions:

@@ -1,5 +1,4 @@
-"""Changing the sample rate: soxr at the edges (files, whole waves), our own polyphase filter inside streaming sessions.
-"""
+"""Changing the sample rate: soxr at the edges (files, whole waves), our own polyphase filter inside streaming sessions."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """Our own form of a model on disk: ``model.safetensors`` and ``config.json`` (system, configuration, side settings).
 
 Weights may be float, or int8 rows with scales (``X.weight`` beside ``X.weight_scale``), which load as integer layers.
+A head that is the embedding is stored once: where ``head.weight`` is missing, ``embedding.weight`` beside it serves both.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,17 +55,39 @@ class NativeFolder:
 def save_native(
     folder: Path, system: str, config: Any, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a model folder; tensors that share memory are stored once under each name."""
+    """Write a model folder; a head that equals its embedding is left out, other shared tensors are stored each."""
     folder.mkdir(parents=True, exist_ok=True)
+    left_out = {head for head, embedding in tied_names(tensors).items() if _equal(tensors, head, embedding)}
+    left_out |= {f"{head}_scale" for head in left_out}
     seen: set[int] = set()
     plain = {}
     for key, tensor in tensors.items():
+        if key in left_out:
+            continue
         shared = tensor.data_ptr() in seen
         seen.add(tensor.data_ptr())
         plain[key] = tensor.clone() if shared else tensor.contiguous()
     save_file(plain, folder / "model.safetensors")
     about = {"system": system, "config": to_dict(config), "settings": dict(settings or {})}
     (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def tied_names(keys: Iterable[str]) -> dict[str, str]:
+    """The weight of each head -> that of the embedding beside it."""
+    return {
+        f"{prefix}head.weight": f"{prefix}embedding.weight"
+        for key in keys
+        if (prefix := key.removesuffix("embedding.weight")) != key and (not prefix or prefix.endswith("."))
+    }
+
+
+def _equal(tensors: Mapping[str, Tensor], head: str, embedding: str) -> bool:
+    """Whether two weights hold the same numbers, and the same scales where they have some."""
+    pairs = [(head, embedding), (f"{head}_scale", f"{embedding}_scale")]
+    return head in tensors and all(
+        torch.equal(tensors[a], tensors[b]) if a in tensors and b in tensors else a not in tensors and b not in tensors
+        for a, b in pairs
+    )
 
 
 def open_native(folder: Path) -> NativeFolder:
@@ -93,15 +116,35 @@ def build(module: Callable[[Any], M], config: Any, tensors: Mapping[str, Tensor]
     """Make a module and fill it: float tensors become float32 parameters, int8 rows become integer layers."""
     with torch.device("meta"), _WithoutInitialising():
         model = module(config)
-    rest = install_int8(model, tensors)
+    wanted = model.state_dict()
+    tied = {
+        head: embedding
+        for head, embedding in tied_names(tensors).items()
+        if head in wanted and head not in tensors and f"{head.removesuffix('weight')}levels" not in tensors
+    }
+    rest = install_int8(model, _with_heads(tensors, tied))
     floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in rest.items()}
+    floats |= {head: floats[embedding] for head, embedding in tied.items() if embedding in floats}
     try:
         model.load_state_dict(floats, strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights do not fit their configuration: {' '.join(str(error).split())[:300]}"
         ) from error
+    for head, embedding in tied.items():
+        if embedding in floats:
+            layer = model.get_submodule(head.removesuffix(".weight"))
+            layer.weight = model.get_submodule(embedding.removesuffix(".weight")).weight
     return model.eval().requires_grad_(False)
+
+
+def _with_heads(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """The tensors, and the integer rows of an embedding a second time under the name of its head."""
+    names = {key: key for key in tensors}
+    for head, embedding in tied.items():
+        if f"{embedding}_scale" in tensors:
+            names |= {head: embedding, f"{head}_scale": f"{embedding}_scale"}
+    return LazyTensors({name: partial(tensors.__getitem__, key) for name, key in names.items()})
 
 
 def load_native(folder: Path, system: str, module: Callable[[Any], M], config_class: type) -> tuple[M, NativeFolder]:

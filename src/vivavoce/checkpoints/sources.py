@@ -232,7 +232,7 @@ ROWS: tuple[WeightRow, ...] = (
     ),
     WeightRow(
         "silero-vad",
-        "silero_vad",
+        "silero",
         (Source(_SILERO),),
         "MIT",
         "Silero VAD 6.2.3",

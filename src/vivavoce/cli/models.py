@@ -10,30 +10,20 @@ def models(as_json: AsJson = False, verbose: Verbose = False) -> None:
 
     viva models --json
     """
-    from vivavoce.catalogue import SYSTEMS, system_of
-    from vivavoce.checkpoints import store
-    from vivavoce.checkpoints.sources import SOURCES
+    from vivavoce import catalogue
 
-    here = store.installed()
-    found = [
-        {
-            "name": name, "system": system_of(name), "room": SYSTEMS[system_of(name)].room,
-            "verbs": SYSTEMS[system_of(name)].verbs, "bytes": row.bytes, "pulled": name in here,
-            "licence": row.licence, "origin": row.origin, "note": row.note,
-        }
-        for name, row in SOURCES.items()
-    ]  # fmt: skip
+    found = catalogue.models()
     if as_json:
-        print_json(found)
+        print_json([model.to_dict() for model in found])
         return
     rows = [
         [
-            row["name"],
-            ", ".join(row["verbs"]),
-            f"{row['bytes'] / 1e6:.0f} MB",
-            "yes" if row["pulled"] else "",
-            row["licence"],
+            model.name,
+            ", ".join(model.verbs),
+            f"{model.bytes / 1e6:.0f} MB",
+            "yes" if model.pulled else "",
+            model.licence,
         ]
-        for row in found
+        for model in found
     ]
     table(rows, ["name", "for", "download", "pulled", "licence"])

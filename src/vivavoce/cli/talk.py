@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vivavoce.cli.options import AsJson, Threads, Verbose, note, print_json
+from vivavoce.cli.options import AsJson, Seed, Threads, Verbose, note, print_json
 from vivavoce.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def talk(
     fast: Annotated[
         bool, typer.Option("--fast", help="Read the file as fast as possible instead of as it was spoken.")
     ] = False,
+    seed: Seed = None,
     as_json: AsJson = False,
     threads: Threads = None,
     verbose: Verbose = False,
@@ -69,13 +70,15 @@ def talk(
     """
     if mic and file is not None:
         raise ConfigError("--mic and a file exclude each other; leave one out")
-    if not 100 <= endpoint <= 5000:
-        raise ConfigError(f"--endpoint must lie between 100 and 5000 milliseconds, not {endpoint:g}")
+    from vivavoce.talking import HEARING_RATE, assemble, check_endpoint, converse, question_file
+
+    check_endpoint(endpoint)
+    import torch
+
     from vivavoce.asr.whisper_tokens import language_code
     from vivavoce.audio import io
     from vivavoce.audio.loudspeaker import Loudspeaker
     from vivavoce.inspection import set_threads
-    from vivavoce.talking import HEARING_RATE, assemble, converse, question_file
 
     io.check_format(output)
     code = language_code(language)
@@ -89,27 +92,34 @@ def talk(
         llm_key=llm_key, system=system, language=code, endpoint_ms=endpoint,
     )  # fmt: skip
     cascade.warm()
+    if seed is not None:
+        torch.manual_seed(seed)
     if not as_json:
         print(f"models   {', '.join(cascade.models.values())}", flush=True)
     blocks = io.microphone(HEARING_RATE, 0.032) if mic else io.read_blocks(str(source), HEARING_RATE, 1.0)
     screen = _Screen(quiet=as_json)
     player = Loudspeaker(cascade.speaks.sample_rate) if play or mic else None
-    n = 0
+    results, sounds, understood = 0, 0, False
     try:
         for result in converse(
-            cascade, blocks, on_reply=lambda reply: _follow(reply, screen, player), real_time=not fast and not mic
+            cascade,
+            blocks,
+            on_reply=lambda reply: _follow(reply, screen, player),
+            real_time=not fast and not mic,
         ):
-            n += 1
-            if not mic:
-                result.save(_numbered(output, n))
+            results, understood = results + 1, understood or bool(result.heard)
+            if result.wave.numel() and not mic:
+                sounds += 1
+                result.save(_numbered(output, sounds))
             _tell(result, as_json, screen)
     except KeyboardInterrupt:
         note("")
     finally:
         if player is not None:
             player.close(drain=not mic)
-    if n == 0 and not mic:
-        raise AudioError(f"no speech was found in {source}; record it louder, or nearer to the microphone")
+    if not understood and not mic:
+        what = "speech was noticed, but no words were understood" if results else "no speech was found"
+        raise AudioError(f"{what} in {source}; record it louder, or nearer to the microphone")
 
 
 class _Screen:

@@ -7,17 +7,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from http.client import HTTPException
+from typing import Any
 
 from vivavoce.errors import VivaError
 from vivavoce.lm.chat import SYSTEM, Message
 from vivavoce.text.chunking import sentences
 
 MAX_LINE = 1 << 20
+NO_ANSWER = "the text model answered with something that is not a chat completion; check the address"
 
 
 class RemoteChat:
-    """Speaks to ``url`` (such as ``http://localhost:11434/v1``); ``key`` goes into the Authorization header if given.
-    """
+    """Speaks to ``url`` (such as ``http://localhost:11434/v1``); ``key`` goes into the Authorization header if given."""
 
     def __init__(self, url: str, model: str, *, key: str | None = None, system: str = SYSTEM, max_sentences: int = 2,
                  timeout: float = 30.0):  # fmt: skip
@@ -37,13 +38,16 @@ class RemoteChat:
         """Pieces of the answer, cut after the allowed number of sentences."""
         told = ""
         for piece in self._pieces(messages):
-            found = sentences(told + piece)
+            text = told + piece
+            found = sentences(text)
             if self._max_sentences and len(found) > self._max_sentences:
-                last = found[self._max_sentences - 1]
-                cut = (told + piece).rindex(last) + len(last) if last in told + piece else len(told + piece)
-                yield (told + piece)[len(told) : cut]
+                at = 0
+                for sentence in found[: self._max_sentences]:  # in turn, since sentences may be alike
+                    at = text.index(sentence, at) + len(sentence)
+                if at > len(told):
+                    yield text[len(told) : at]
                 return
-            told += piece
+            told = text
             yield piece
 
     def _pieces(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -56,7 +60,8 @@ class RemoteChat:
         request = urllib.request.Request(self._url, data=body, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                yield from _events(response)
+                for event in _events(response):
+                    yield from self._text_of(event)
         except urllib.error.HTTPError as error:
             raise VivaError(
                 f"the text model at {self._url} refused with HTTP {error.code}; check --llm-model and the key"
@@ -64,24 +69,35 @@ class RemoteChat:
         except (OSError, HTTPException) as error:
             raise VivaError(f"the text model at {self._url} cannot be reached ({error}); is it running?") from error
 
+    def _text_of(self, event: dict[str, Any]) -> Iterator[str]:
+        """The piece of text in one event, if it has one; VivaError where the event is a fault."""
+        if event.get("error"):
+            error = event["error"]
+            said = str(error.get("message") or error if isinstance(error, dict) else error)
+            said = " ".join(said.replace(self._key or "\0", "...").split())[:200]
+            raise VivaError(f"the text model at {self._url} refused ({said}); check --llm-model and the key")
+        try:
+            choices = event.get("choices") or [{}]
+            piece = (choices[0].get("delta") or choices[0].get("message") or {}).get("content")
+        except (AttributeError, TypeError, KeyError) as error:
+            raise VivaError(NO_ANSWER) from error
+        if piece:
+            yield str(piece)
 
-def _events(response) -> Iterator[str]:
-    """The text pieces of a stream of ``data: {...}`` lines."""
-    while True:
-        line = response.readline(MAX_LINE)
-        if not line:
-            return
+
+def _events(response: Any) -> Iterator[dict[str, Any]]:
+    """The objects of a stream of ``data: {...}`` lines; VivaError where there is none."""
+    found = False
+    while line := response.readline(MAX_LINE):
         data = line.decode("utf-8", "replace").strip().removeprefix("data:").strip()
         if data == "[DONE]":
             return
         if not data.startswith("{"):
             continue
         try:
-            choices = json.loads(data).get("choices") or [{}]
-            piece = (choices[0].get("delta") or choices[0].get("message") or {}).get("content")
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise VivaError(
-                "the text model answered with something that is not a chat completion; check the address"
-            ) from error
-        if piece:
-            yield piece
+            yield json.loads(data)
+        except ValueError as error:
+            raise VivaError(NO_ANSWER) from error
+        found = True
+    if not found:
+        raise VivaError(NO_ANSWER)

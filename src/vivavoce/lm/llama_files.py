@@ -6,7 +6,6 @@ Quantised GGUF weights are turned row by row into int8 with a scale: the same in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vivavoce.checkpoints.gguf import GGUFFile, dequantise
-from vivavoce.checkpoints.layouts.llama import TRANSFORMERS, gguf, with_head
-from vivavoce.checkpoints.read import Checkpoint
+from vivavoce.checkpoints.layouts.llama import gguf, transformers, with_head
+from vivavoce.checkpoints.read import Checkpoint, read_json
 from vivavoce.checkpoints.rules import Layout, import_weights
 from vivavoce.errors import CheckpointError
 from vivavoce.lm.llama import Llama, LlamaConfig
@@ -24,37 +23,69 @@ from vivavoce.nn.quantized import quantize_rows
 from vivavoce.text.tokenizer import Tokenizer
 
 KNOWN = ("llama", "qwen2")
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 10  # far beyond every published model
 SLICE = 1 << 18  # weights that are floats at a time: a mebibyte stays in the processor's cache
 
 
 def read_config(checkpoint: Checkpoint) -> LlamaConfig:
     """From GGUF metadata, or the config.json beside safetensors."""
-    if checkpoint.format == "gguf":
-        return _gguf_config(checkpoint.metadata, checkpoint.tensors)
-    if "config.json" not in checkpoint.files:
+    if checkpoint.format != "gguf" and "config.json" not in checkpoint.files:
         raise CheckpointError("a Llama checkpoint needs its config.json: give the folder, not the weight file alone")
-    about = json.loads(checkpoint.files["config.json"].read_text(encoding="utf-8"))
+    try:
+        if checkpoint.format == "gguf":
+            config = _gguf_config(checkpoint.metadata, checkpoint.tensors)
+        else:
+            config = _transformers_config(read_json(checkpoint.files["config.json"]))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else "holds an entry in an unknown form"
+        raise CheckpointError(
+            f"the configuration of {checkpoint.path.name} {what}; give the files as they were published"
+        ) from error
+    decoder = config.decoder
+    sizes = (decoder.dim, decoder.n_layers, decoder.n_heads, decoder.n_kv_heads, decoder.head_dim, decoder.ffn_dim,
+             decoder.context, config.vocab_size)  # fmt: skip
+    if min(sizes) < 1 or max(sizes) > MAX_SIZE or decoder.n_layers > MAX_LAYERS or decoder.n_heads % decoder.n_kv_heads:
+        raise CheckpointError(
+            f"the configuration of {checkpoint.path.name} holds an impossible size; give the files as they were published"
+        )
+    return config
+
+
+def _transformers_config(about: Mapping[str, Any]) -> LlamaConfig:
     kind = about.get("model_type")
     if kind not in KNOWN:
         raise CheckpointError(f"this checkpoint is of the type {kind!r}; known are {', '.join(KNOWN)}")
-    heads = about["num_attention_heads"]
+    rope = about.get("rope_parameters") or about.get("rope_scaling") or {}
+    _check_positions(rope.get("rope_type", rope.get("type", "default")))
+    heads = int(about["num_attention_heads"])
     decoder = DecoderConfig(
-        dim=about["hidden_size"], n_layers=about["num_hidden_layers"], n_heads=heads,
-        n_kv_heads=about.get("num_key_value_heads", heads),
-        head_dim=about.get("head_dim") or about["hidden_size"] // heads,
-        ffn_dim=about["intermediate_size"], context=about["max_position_embeddings"],
-        rope_base=float(about.get("rope_theta", 10_000.0)), norm_eps=float(about["rms_norm_eps"]),
-        qkv_bias=bool(about.get("attention_bias", kind == "qwen2")),
+        dim=int(about["hidden_size"]), n_layers=int(about["num_hidden_layers"]), n_heads=heads,
+        n_kv_heads=int(about.get("num_key_value_heads", heads)),
+        head_dim=int(about.get("head_dim") or about["hidden_size"] // heads),
+        ffn_dim=int(about["intermediate_size"]), context=int(about["max_position_embeddings"]),
+        rope_base=float(about.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
+        norm_eps=float(about["rms_norm_eps"]), qkv_bias=bool(about.get("attention_bias", kind == "qwen2")),
     )  # fmt: skip
     return LlamaConfig(
-        decoder=decoder, vocab_size=about["vocab_size"], tied=bool(about.get("tie_word_embeddings", False))
+        decoder=decoder, vocab_size=int(about["vocab_size"]), tied=bool(about.get("tie_word_embeddings", False))
     )
+
+
+def _check_positions(scaling: str | None) -> None:
+    """Refuse a model whose rotary positions are scaled: without the scaling it would run, and answer nonsense."""
+    if scaling not in (None, "none", "default"):
+        raise CheckpointError(
+            f"this checkpoint scales its rotary positions ({scaling!r}), which is not supported; use a model without"
+        )
 
 
 def _gguf_config(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LlamaConfig:
     kind = about.get("general.architecture")
     if kind not in KNOWN:
         raise CheckpointError(f"this GGUF file holds a {kind!r} model; known are {', '.join(KNOWN)}")
+    factors = tensors["rope_freqs.weight"] if "rope_freqs.weight" in tensors else None
+    scaled = factors is not None and bool((factors != 1).any())
+    _check_positions(about.get(f"{kind}.rope.scaling.type") or ("factors in rope_freqs" if scaled else None))
     heads = int(about[f"{kind}.attention.head_count"])
     dim = int(about[f"{kind}.embedding_length"])
     decoder = DecoderConfig(
@@ -71,11 +102,11 @@ def _gguf_config(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lla
 
 def layout_of(checkpoint: Checkpoint, config: LlamaConfig) -> Layout:
     """The table that fits the file."""
+    heads = config.decoder.n_heads, config.decoder.n_kv_heads
     if checkpoint.format == "gguf":
         interleaved = checkpoint.metadata["general.architecture"] == "llama"
-        table = gguf(config.decoder.n_heads, config.decoder.n_kv_heads, interleaved)
-        return with_head(table, "token_embd.weight", "output.weight", config.tied)
-    return with_head(TRANSFORMERS, "model.embed_tokens.weight", "lm_head.weight", config.tied)
+        return with_head(gguf(*heads, interleaved), "token_embd.weight", "output.weight", config.tied)
+    return with_head(transformers(*heads), "model.embed_tokens.weight", "lm_head.weight", config.tied)
 
 
 def import_llama(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
@@ -88,6 +119,7 @@ def import_llama(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]
 
 def int8_parts(checkpoint: Checkpoint) -> tuple[LlamaConfig, Iterator[dict[str, Tensor]]]:
     """Configuration and int8 state dict in parts: ``X.weight`` (N, K) int8, ``X.weight_scale`` (N,); the rest float32.
+    A tied head is left out.
 
     A part is what stands outside the layers, then one layer at a time. Weights are dequantised and rounded a few rows
     at a time, so no float copy of a matrix is ever there.
@@ -95,7 +127,7 @@ def int8_parts(checkpoint: Checkpoint) -> tuple[LlamaConfig, Iterator[dict[str, 
     config = read_config(checkpoint)
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
-    return config, _int8_parts(checkpoint, layout_of(checkpoint, config), shapes)
+    return config, _int8_parts(checkpoint, layout_of(checkpoint, config), shapes, config.tied)
 
 
 def import_int8(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
@@ -105,7 +137,7 @@ def import_int8(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]
 
 
 def _int8_parts(
-    checkpoint: Checkpoint, layout: Layout, shapes: Mapping[str, tuple[int, ...]]
+    checkpoint: Checkpoint, layout: Layout, shapes: Mapping[str, tuple[int, ...]], tied: bool
 ) -> Iterator[dict[str, Tensor]]:
     for names, ours in _parts(checkpoint.tensors, shapes):
         floats: dict[str, Tensor] = {}
@@ -124,6 +156,8 @@ def _int8_parts(
         heights = {key: (shape[0], 1) for key, shape in ours.items() if len(shape) == 2}
         for key, scale in import_weights(Layout(layout.name, (), matrices), scales, heights).items():
             part[f"{key}_scale"] = scale[:, 0].contiguous()
+        if tied and "head.weight" in part:  # the embedding's rows serve both
+            del part["head.weight"], part["head.weight_scale"]
         yield part
 
 

@@ -1,5 +1,4 @@
-"""Choosing one token from logits: greedy, or temperature with top-k and top-p, and a guard against endless repetition.
-"""
+"""Choosing one token from logits: greedy, or temperature with top-k and top-p, and a guard against endless repetition."""
 
 from __future__ import annotations
 

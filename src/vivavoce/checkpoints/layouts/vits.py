@@ -9,22 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from vivavoce.checkpoints.layouts.hifigan import generator_rows
-from vivavoce.checkpoints.rules import Chain, Join, Layout, Operation, Row, Same, Squeeze, WeightNorm
-
-
-@dataclass(frozen=True)
-class NegativeLog(Operation):
-    """ours = -log(theirs): Piper stores the inverse of the affine layer's factor."""
-
-    def forward(self, tensor: Tensor) -> Tensor:
-        return -torch.log(tensor)
-
-    def backward(self, tensor: Tensor) -> Tensor:
-        return torch.exp(-tensor)
+from vivavoce.checkpoints.rules import Chain, Join, Layout, NegativeLog, Operation, Row, Same, Squeeze, WeightNorm
 
 
 @dataclass(frozen=True)
