@@ -25,7 +25,7 @@ test: $(BIN)/pytest
 check: $(BIN)/pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # Against reference implementations, where they are installed; see docs/parity.md for the folders it reads.
 parity: $(BIN)/pytest

@@ -1,6 +1,6 @@
 """Sixty everyday questions by voice; prints a table of question, what was heard, and the answer, to be judged by a person.
 
-    python -m benchmarks.everyday --text-model qwen2.5-coder-1.5b-instruct > answers.md
+python -m benchmarks.everyday --text-model qwen2.5-coder-1.5b-instruct > answers.md
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def main() -> None:
     given = parser.parse_args()
     cascade = assemble(text_model=given.text_model, recogniser=given.asr)
     cascade.warm()
-    print(f"models: {', '.join(cascade.models.values())}\n\n| group | asked | heard | answered | verdict |\n|---|---|---|---|---|")
+    print(
+        f"models: {', '.join(cascade.models.values())}\n\n| group | asked | heard | answered | verdict |\n|---|---|---|---|---|"
+    )
     for group, dialogues in groups().items():
         for questions in dialogues:
             session = cascade.session()

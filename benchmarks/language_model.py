@@ -1,6 +1,6 @@
 """Text models beside llama.cpp: tokens per second of prompt and of writing, peak memory; one thread each, in turns.
 
-    python -m benchmarks.language_model --model smollm2-135m-instruct --gguf model.gguf
+python -m benchmarks.language_model --model smollm2-135m-instruct --gguf model.gguf
 """
 
 from __future__ import annotations
@@ -76,7 +76,17 @@ def main() -> None:
         print(f"{given.model} {name:14s} prompt {prompt[middle]:6.1f} tokens/s (max {prompt[-1]:.1f}), "
               f"writing {written[middle]:5.1f} tokens/s (max {written[-1]:.1f})")  # fmt: skip
     for side in ("ours", "theirs"):
-        command = [sys.executable, "-m", "benchmarks.language_model", "--model", given.model, "--gguf", given.gguf, "--peak", side]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.language_model",
+            "--model",
+            given.model,
+            "--gguf",
+            given.gguf,
+            "--peak",
+            side,
+        ]
         print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 

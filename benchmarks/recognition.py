@@ -83,8 +83,13 @@ def digits(sides: dict[str, Recognise], count: int) -> None:
             heard = [recognise(wave, "en") for _, wave in strings]
             right = sum(digits_of(text) == wanted for text, (wanted, _) in zip(heard, strings, strict=True))
             loops = sum(len(text) > 80 for text in heard)
-            wrong = [(wanted, text) for text, (wanted, _) in zip(heard, strings, strict=True) if digits_of(text) != wanted]
-            print(f"digits, {pad:.1f} s of silence around: {name:26s} {right} of {count} right, {loops} loops  {wrong[:6]}", flush=True)
+            wrong = [
+                (wanted, text) for text, (wanted, _) in zip(heard, strings, strict=True) if digits_of(text) != wanted
+            ]
+            print(
+                f"digits, {pad:.1f} s of silence around: {name:26s} {right} of {count} right, {loops} loops  {wrong[:6]}",
+                flush=True,
+            )
 
 
 def noise(sides: dict[str, Recognise], count: int) -> None:
@@ -117,7 +122,9 @@ def speed(sides: dict[str, Recognise], repeats: int) -> None:
             times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     for name, pairs in times.items():
         cpu, wall = (sorted(values) for values in zip(*pairs, strict=True))
-        print(f"60 s of speech: {name:26s} CPU min {cpu[0]:.2f} median {cpu[len(cpu) // 2]:.2f} s, wall median {wall[len(wall) // 2]:.2f} s")
+        print(
+            f"60 s of speech: {name:26s} CPU min {cpu[0]:.2f} median {cpu[len(cpu) // 2]:.2f} s, wall median {wall[len(wall) // 2]:.2f} s"
+        )
 
 
 def memory(arguments: list[str]) -> None:
@@ -170,7 +177,9 @@ def main() -> None:
     if given.side != "theirs":
         sides[f"vivavoce {given.dtype or 'int8'} beam {given.beams}"] = ours(given.model, given.beams, given.dtype)
     if given.published and given.side != "ours":
-        sides[f"faster-whisper {given.compute} beam {given.beams}"] = theirs(str(given.published), given.beams, given.compute)
+        sides[f"faster-whisper {given.compute} beam {given.beams}"] = theirs(
+            str(given.published), given.beams, given.compute
+        )
     if given.what == "accuracy":
         accuracy(sides, given.shards)
     elif given.what == "digits":

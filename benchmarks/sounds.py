@@ -37,7 +37,9 @@ def digit_strings(count: int = 100, length: int = 3, seed: int = 0, pad: float =
     for _ in range(count):
         chosen = [rows[i] for i in rng.integers(0, len(rows), length)]
         pieces = [part for _, wave in chosen for part in (wave, gap)]
-        made.append(("".join(str(DIGITS.index(row["text"])) for row, _ in chosen), np.concatenate([edge, *pieces, edge])))
+        made.append(
+            ("".join(str(DIGITS.index(row["text"])) for row, _ in chosen), np.concatenate([edge, *pieces, edge]))
+        )
     return made
 
 

@@ -60,7 +60,9 @@ class Glue:
         if not self.cached:
             self.thinks.reset()
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": heard}]
-        text = self.thinks.create_chat_completion(turns, temperature=0, max_tokens=120)["choices"][0]["message"]["content"]
+        text = self.thinks.create_chat_completion(turns, temperature=0, max_tokens=120)["choices"][0]["message"][
+            "content"
+        ]
         from vivavoce.text.chunking import sentences
 
         text = (sentences(text.strip()) or [""])[0]

@@ -419,7 +419,7 @@ def test_a_gguf_file_without_a_size_or_with_scaled_positions_is_one_sentence() -
     checkpoint.metadata["llama.rope.scaling.type"] = "none"
     assert read_config(checkpoint).decoder.dim == 32
     checkpoint.metadata["llama.rope.scaling.type"] = "yarn"
-    with pytest.raises(CheckpointError, match="'yarn'.*not supported"):
+    with pytest.raises(CheckpointError, match=r"'yarn'.*not supported"):
         read_config(checkpoint)
     del checkpoint.metadata["llama.rope.scaling.type"], checkpoint.metadata["llama.block_count"]
     with pytest.raises(CheckpointError, match=r"lacks 'llama\.block_count'"):
@@ -435,6 +435,7 @@ def test_a_gguf_file_without_a_size_or_with_scaled_positions_is_one_sentence() -
         ("config.json", '{"encoder_attention_heads": 3, "decoder_attention_heads": 5}', "number of heads"),
         ("generation_config.json", '{"alignment_heads": [1, 2]}', "unknown form"),
         ("generation_config.json", '{"alignment_heads": "all"}', "unknown form"),
+        ("generation_config.json", '{"alignment_heads": [[99, 0]]}', "alignment heads"),
     ],
 )
 def test_a_bad_whisper_configuration_is_one_sentence(desk: Path, name: str, text: str, message: str) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from vivavoce import talking
 from vivavoce.checkpoints import store
 from vivavoce.cli import VERBS, main
 from vivavoce.talking import question_file
@@ -165,6 +166,7 @@ def test_python_runs_with_published_weights(page: Path, tmp_path: Path, monkeypa
     if not code:
         pytest.skip("no Python on this page")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(talking, "TEXT_MODELS", ("smollm2-135m-instruct",))  # the smallest, as above
     desk_of(tmp_path)
     space: dict[str, object] = {"__name__": "page"}
     for text in code:

@@ -272,6 +272,13 @@ def test_a_file_that_ends_in_speech_is_answered(tmp_path: Path, chunks: int) -> 
     assert result.heard == "tell me about cats" and result.wave.numel() > 0
 
 
+def test_a_detector_that_never_lets_go_does_not_hang(tmp_path: Path) -> None:
+    ready = cascade(longest=2.0)
+    ready.voice_activity = HoldsOn(1 << 20)  # pyright: ignore[reportAttributeAccessIssue]
+    blocks = read_blocks(sound(tmp_path / "q.wav", 0.7), RATE)
+    assert next(iter(list(talking.converse(ready, blocks, real_time=False)))).heard == "tell me about cats"
+
+
 def test_nothing_understood_is_an_empty_answer(tmp_path: Path) -> None:
     result = talking.talk(sound(tmp_path / "q.wav", 0.6), cascade=cascade(Hears(" ")), real_time=False)
     assert result.heard == result.answer == "" and result.wave.numel() == 0

@@ -174,7 +174,7 @@ def test_smollm2_gives_the_recorded_numbers() -> None:
     """The likeliest next words of a sentence: exact in float32, and near in int8, whose activations have 8 bits."""
     needs("smollm2-135m-instruct")
     ids, logits = [7042, 260, 4528, 441], [17.484, 15.187, 13.168, 13.148]
-    for dtype, tolerance in (("float32", 0.02), ("int8", 1.0)):
+    for dtype, tolerance in (("float32", 0.02), ("int8", 2.0)):
         model, tokenizer = smollm2(dtype)
         tokens = tokenizer.encode("The capital of France is")
         assert tokens == [504, 3575, 282, 4649, 314]

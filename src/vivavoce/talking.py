@@ -172,14 +172,16 @@ def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[
 def _then_silence(blocks: Iterable[Tensor], session: CascadeSession) -> Iterator[Tensor]:
     """Cut blocks to the detector's step; go on with silence while an answer is due, or could still be.
 
-    A detector may hold on to the last word for a while, so the silence lasts until the session counts it as an end.
+    A detector may hold on to the last word for a while, so the silence lasts until the session counts it as an end,
+    at the latest when it would close any utterance.
     """
     for block in blocks:
         yield from block.split(BLOCK)
     silence = torch.zeros(BLOCK)
     wait = int((session.options.endpoint + 0.1) * HEARING_RATE / BLOCK)
-    while wait > 0 or session.answering or session._speech_from is not None:
-        wait -= 1
+    longest = int((session.options.longest + 0.1) * HEARING_RATE / BLOCK)
+    while wait > 0 or session.answering or (longest > 0 and session._speech_from is not None):
+        wait, longest = wait - 1, longest - 1
         yield silence
 
 

@@ -7,28 +7,22 @@ from pathlib import Path
 import torch
 
 from tests.parity.compare import Case
-from vivavoce.checkpoints.layouts.silero import TORCHSCRIPT, TORCHSCRIPT_8K
-from vivavoce.checkpoints.native import build
-from vivavoce.checkpoints.read import open_checkpoint
-from vivavoce.checkpoints.rules import import_weights
-from vivavoce.checkpoints.store import published_file
+from vivavoce.checkpoints.native import build, open_native
+from vivavoce.checkpoints.store import locate
 from vivavoce.detect.segments import SegmentOptions, find_segments
 from vivavoce.detect.silero import Silero, SileroConfig
+from vivavoce.errors import MissingWeightsError
 
 
 def check(folder: Path) -> dict[str, float] | None:
-    archive = published_file("silero-vad", "silero_vad.jit")
-    if archive is None:
+    try:
+        tensors = open_native(locate("silero-vad")).tensors()
+    except MissingWeightsError:
         return None
     case = Case(folder)
-    tensors = open_checkpoint(archive).tensors
     wide, narrow = (
-        build(
-            Silero,
-            config,
-            import_weights(layout, tensors, {k: tuple(v.shape) for k, v in Silero(config).state_dict().items()}),
-        )
-        for config, layout in ((SileroConfig(), TORCHSCRIPT), (SileroConfig.narrowband(), TORCHSCRIPT_8K))
+        build(Silero, config, {key.removeprefix(part): tensors[key] for key in tensors if key.startswith(part)})
+        for config, part in ((SileroConfig(), "wide."), (SileroConfig.narrowband(), "narrow."))
     )
     with torch.inference_mode():
         for name, model in (("speech", wide), ("reader", wide), ("mix", wide), ("yesno_8k", narrow)):

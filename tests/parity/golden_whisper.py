@@ -25,6 +25,7 @@ from vivavoce.asr.whisper_tokens import WhisperTokens
 from vivavoce.audio.mel import MelFormat, mel_filters, mel_spectrum, whisper_scale
 from vivavoce.checkpoints.read import open_checkpoint
 from vivavoce.checkpoints.store import installed_file
+from vivavoce.errors import MissingWeightsError
 from vivavoce.text.tokenizer import Tokenizer
 
 WINDOW = 480_000
@@ -38,8 +39,9 @@ def check(folder: Path) -> dict[str, float] | None:
         return _check_mel(case)
     english = "english" in folder.name
     own = folder / "tokenizer.json"
-    file = own if own.exists() else installed_file("whisper-tiny.en" if english else "whisper-base", "tokenizer.json")
-    if file is None:
+    try:
+        file = own if own.exists() else installed_file(f"whisper-{'tiny.en' if english else 'base'}", "tokenizer.json")
+    except MissingWeightsError:
         return None
     tokenizer = Tokenizer.from_file(file)
     with torch.inference_mode():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Word:
-    """A word as written (with its leading space) and when it was said, in seconds; ``probability`` is the model's own."""
+    """A word as written (with its leading space) and when it was said (seconds); ``probability`` is the model's."""
 
     word: str
     start: float

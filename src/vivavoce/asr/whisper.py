@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vivavoce.audio.mel import MelFormat
 from vivavoce.nn.attention import KVCache, append, attend, init_cache, join_heads, split_heads, visible
 from vivavoce.nn.encoder import Encoder
+from vivavoce.nn.streaming import module_list
 
 SAMPLE_RATE = 16_000
 
@@ -136,7 +137,7 @@ class TextLayer(nn.Module):
     def forward(
         self, x: Tensor, cache: KVCache, keys: Tensor, values: Tensor, mask: Tensor | None, span: int
     ) -> tuple[Tensor, KVCache, Tensor]:
-        """x (N, L, D), N a multiple of the memory's batch -> (x, cache, attention logits over the sound (N, H, L, T))."""
+        """x (N, L, D), N a multiple of the memory's batch -> (x, cache, attention logits to the sound (N, H, L, T))."""
         query, key, value = (
             split_heads(part, self.n_heads) for part in self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
         )
@@ -166,7 +167,7 @@ class TextDecoder(nn.Module):
         self.n_heads = config.text_heads
         self.embedding = nn.Embedding(config.vocab_size, config.text_dim)
         self.positions = nn.Parameter(torch.zeros(config.text_context, config.text_dim))
-        self.layers = nn.ModuleList([TextLayer(config.text_dim, config.text_heads) for _ in range(config.text_layers)])
+        self.layers = module_list(TextLayer(config.text_dim, config.text_heads) for _ in range(config.text_layers))
         self.norm = nn.LayerNorm(config.text_dim)
         self.head = nn.Linear(config.text_dim, config.vocab_size, bias=False)
         self.head.weight = self.embedding.weight

@@ -304,8 +304,14 @@ class FallbackOptions:
         return improbable and not silent
 
 
-def decode_with_fallback(decoder: TextDecoder, tokens: WhisperTokens, memory: Memory, options: DecodingOptions,
-                         fallback: FallbackOptions, generator: torch.Generator | None = None) -> list[Decoded]:  # fmt: skip
+def decode_with_fallback(
+    decoder: TextDecoder,
+    tokens: WhisperTokens,
+    memory: Memory,
+    options: DecodingOptions,
+    fallback: FallbackOptions,
+    generator: torch.Generator | None = None,
+) -> list[Decoded]:
     """Decode all windows together; doubtful ones are searched again with beams, distrusted ones at rising temperatures.
 
     If every temperature fails, the most probable of the passes that do not repeat themselves is kept, else the last.

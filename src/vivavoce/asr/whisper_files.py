@@ -37,6 +37,11 @@ def read_config(checkpoint: Checkpoint) -> WhisperConfig:
             f"the configuration beside {checkpoint.path.name} has a number of heads that its width cannot be cut into; "
             "give the files as they were published"
         )
+    if any(not (0 <= at < config.text_layers and 0 <= head < config.text_heads) for at, head in config.alignment_heads):
+        raise CheckpointError(
+            f"the configuration beside {checkpoint.path.name} names alignment heads that the model does not have; "
+            "give the files as they were published"
+        )
     return config
 
 

@@ -221,7 +221,9 @@ class WhisperRecognizer:
         made = []
         for wave in waves:
             n_frames = min(frames, wave.numel() // HOP)
-            log_mel = mel_spectrum(F.pad(wave[: frames * HOP], (0, CONTEXT))[None], self.model.config.mel)[..., :n_frames]
+            log_mel = mel_spectrum(F.pad(wave[: frames * HOP], (0, CONTEXT))[None], self.model.config.mel)[
+                ..., :n_frames
+            ]
             made.append(F.pad(whisper_scale(log_mel), (0, frames - n_frames)))
         return torch.cat(made)
 
@@ -364,8 +366,10 @@ def sequential_windows(recognizer: WhisperRecognizer, recording: Tape | Tensor, 
         if not options.language and tokens.multilingual:
             options = recognizer._with_language(options, memory)
         decoded = decode_with_fallback(model.decoder, tokens, memory, replace(options, prompt=tuple(told)), fallback)[0]
-        if fallback.no_speech is not None and decoded.no_speech_prob > fallback.no_speech and (
-            fallback.avg_logprob is None or decoded.avg_logprob < fallback.avg_logprob
+        if (
+            fallback.no_speech is not None
+            and decoded.no_speech_prob > fallback.no_speech
+            and (fallback.avg_logprob is None or decoded.avg_logprob < fallback.avg_logprob)
         ):
             seek += n_frames
             continue

@@ -1,4 +1,4 @@
-"""Changing the sample rate: soxr at the edges (files, whole waves), our own polyphase filter inside streaming sessions."""
+"""Changing the sample rate: soxr at the edges (files, whole waves), our own polyphase filter inside streams."""
 
 from __future__ import annotations
 

@@ -142,8 +142,9 @@ def dequantise(kind: str, blocks: np.ndarray) -> np.ndarray:
 
 
 def four_bit_groups(kind: str, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Rows (N, bytes) of a 4-bit type as they stand: levels 0 to 15 (N, K) uint8, and per 32 weights a scale and a lowest
-    value (N, K / 32) float32, weight = level * scale + lowest. None for other types."""
+    """Rows (N, bytes) of a 4-bit type as they stand: levels 0 to 15 (N, K) uint8, and per 32 weights a scale and a
+    lowest value (N, K / 32) float32, weight = level * scale + lowest. None for other types.
+    """
     if kind not in FOUR_BIT:
         return None
     flat = np.ascontiguousarray(blocks).reshape(-1, BY_NAME[kind].bytes)

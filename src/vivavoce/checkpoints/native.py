@@ -1,7 +1,7 @@
 """Our own form of a model on disk: ``model.safetensors`` and ``config.json`` (system, configuration, side settings).
 
 Weights may be float, or int8 rows with scales (``X.weight`` beside ``X.weight_scale``), which load as integer layers.
-A head that is the embedding is stored once: where ``head.weight`` is missing, ``embedding.weight`` beside it serves both.
+A head that is the embedding is stored once: without a ``head.weight``, ``embedding.weight`` beside it serves both.
 """
 
 from __future__ import annotations

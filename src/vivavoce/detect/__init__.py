@@ -1,4 +1,4 @@
-"""Detectors: wave to events. The room's contract is :class:`Detector`; ``segments.py`` makes stretches of probabilities."""
+"""Detectors: wave to events. The room's contract is :class:`Detector`; ``segments.py`` finds stretches of speech."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ NO_ANSWER = "the text model answered with something that is not a chat completio
 
 
 class RemoteChat:
-    """Speaks to ``url`` (such as ``http://localhost:11434/v1``); ``key`` goes into the Authorization header if given."""
+    """Speaks to ``url`` (such as ``http://localhost:11434/v1``); ``key``, if given, goes into the header."""
 
     def __init__(self, url: str, model: str, *, key: str | None = None, system: str = SYSTEM, max_sentences: int = 2,
                  timeout: float = 30.0):  # fmt: skip

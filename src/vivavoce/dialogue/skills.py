@@ -25,6 +25,11 @@ class SkillAnswer:
     stop: bool = False
 
 
+_AGAIN = r"(?:say (?:that|it) again|repeat (?:that|it)|(?:what|pardon|sorry)(?: did you say)?|come again)(?: please)?"
+_STOP = (
+    r"(?:stop|be quiet|shut up|quiet|silence|never ?mind|cancel|enough|that is all|thats all|that s all)"
+    r"(?: (?:it|that|please|talking|now|thanks|thank you))*"
+)
 _OPENING = (
     r"^(?:(?:hey|hi|hello|ok|okay|so|well|please|and|now|then|um|can you tell me|could you tell me|tell me|"
     r"do you know) )+"
@@ -42,7 +47,7 @@ class Skills:
 
     def answer(self, heard: str, now: datetime) -> SkillAnswer | None:
         """Answer what was heard, or None when it is not for a skill."""
-        plain = self._normalize(heard)
+        plain = self._normalize(_signs_as_words(heard))
         told, self.told = self.told, f"{self.told} {plain}"
         plain = re.sub(_OPENING, "", plain)
         return (
@@ -60,8 +65,7 @@ class Skills:
         self.last_answer = answer
 
     def _repeat(self, heard: str, plain: str) -> SkillAnswer | None:
-        if re.fullmatch(r"(?:say (?:that|it) again|repeat (?:that|it)|(?:what|pardon|sorry)(?: did you say)?|come again)"
-                        r"(?: please)?", plain):  # fmt: skip
+        if re.fullmatch(_AGAIN, plain):
             return SkillAnswer(self.last_answer or "I have not said anything yet.")
         asked = re.search(r"\b(?:repeat after me|say after me|please repeat)\b[\s,:.]*(.+)", heard, re.IGNORECASE)
         return SkillAnswer(asked[1].strip()) if asked else None
@@ -77,6 +81,15 @@ class Skills:
 
 
 # ------------------------------------------------------------------------------------------------------- arithmetic
+
+_SIGNS = {"-": "minus", "−": "minus", "–": "minus", "+": "plus", "*": "times", "×": "times", "x": "times",
+          "÷": "divided by", "/": "divided by"}  # fmt: skip
+
+
+def _signs_as_words(heard: str) -> str:
+    """ "100-36" -> "100 minus 36": a recogniser writes sums as it likes, and the normaliser would drop the sign."""
+    return re.sub(r"(?<=\d)\s*([-−–+*×÷/]|(?<= )x(?= ))\s*(?=\d)", lambda found: f" {_SIGNS[found[1]]} ", heard)
+
 
 _NUMBER = r"\d+(?:\.\d+)?(?:/\d+)?"
 _OPERATORS = (
@@ -239,8 +252,7 @@ def _clock(plain: str, now: datetime) -> SkillAnswer | None:
 
 
 def _stop(plain: str) -> SkillAnswer | None:
-    if re.fullmatch(r"(?:stop|be quiet|shut up|quiet|silence|never ?mind|cancel|enough|that is all|thats all|that s all)"
-                    r"(?: (?:it|that|please|talking|now|thanks|thank you))*", plain):  # fmt: skip
+    if re.fullmatch(_STOP, plain):
         return SkillAnswer("", stop=True)
     return None
 

@@ -46,7 +46,7 @@ def read_config(checkpoint: Checkpoint) -> LlamaConfig:
              decoder.context, config.vocab_size)  # fmt: skip
     if min(sizes) < 1 or max(sizes) > MAX_SIZE or decoder.n_layers > MAX_LAYERS or decoder.n_heads % decoder.n_kv_heads:
         raise CheckpointError(
-            f"the configuration of {checkpoint.path.name} holds an impossible size; give the files as they were published"
+            f"the configuration of {checkpoint.path.name} holds an impossible size; give the files as published"
         )
     return config
 
@@ -83,7 +83,7 @@ def _gguf_config(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lla
     kind = about.get("general.architecture")
     if kind not in KNOWN:
         raise CheckpointError(f"this GGUF file holds a {kind!r} model; known are {', '.join(KNOWN)}")
-    factors = tensors["rope_freqs.weight"] if "rope_freqs.weight" in tensors else None
+    factors = tensors.get("rope_freqs.weight")
     scaled = factors is not None and bool((factors != 1).any())
     _check_positions(about.get(f"{kind}.rope.scaling.type") or ("factors in rope_freqs" if scaled else None))
     heads = int(about[f"{kind}.attention.head_count"])

@@ -20,8 +20,9 @@ LINEAR = ("qkv.weight", "out.weight", "gate_up.weight", "down.weight")
 
 
 def import_int4(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
-    """Configuration and state dict: ``X.levels`` (N, K) uint8, ``X.group_scale`` and ``X.group_low`` (N, K / 32), the rest
-    as :func:`~vivavoce.lm.llama_files.import_int8` gives it."""
+    """Configuration and state dict: ``X.levels`` (N, K) uint8, ``X.group_scale`` and ``X.group_low`` (N, K / 32), the
+    rest as :func:`~vivavoce.lm.llama_files.import_int8` gives it.
+    """
     file = checkpoint.tensors
     if not isinstance(file, GGUFFile):
         raise CheckpointError("4-bit layers come from GGUF files of the types Q4_0, Q4_1 or Q4_K; give such a file")

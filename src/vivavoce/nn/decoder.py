@@ -53,7 +53,9 @@ def rope_table(context: int, head_dim: int, base: float) -> Tensor:
     """(2, context, head_dim): cosines, and sines whose first half is negative, as :func:`rotate` wants them."""
     rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.outer(torch.arange(context, dtype=torch.float64), rates)
-    return torch.stack([torch.cat([angles.cos(), angles.cos()], 1), torch.cat([-angles.sin(), angles.sin()], 1)]).float()
+    return torch.stack(
+        [torch.cat([angles.cos(), angles.cos()], 1), torch.cat([-angles.sin(), angles.sin()], 1)]
+    ).float()
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

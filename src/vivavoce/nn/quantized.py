@@ -60,7 +60,9 @@ class Int8Linear(nn.Module):
         else:
             # twenty times faster than the infinity norm, which is not vectorised
             peak = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True)).clamp_min_(1e-12)
-            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / peak, 1 / LEVELS, 128, self._packed)
+            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+                x / peak, 1 / LEVELS, 128, self._packed
+            )
             y.mul_(peak)
         return y if self.bias is None else y.add_(self.bias)
 

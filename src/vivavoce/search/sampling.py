@@ -1,4 +1,4 @@
-"""Choosing one token from logits: greedy, or temperature with top-k and top-p, and a guard against endless repetition."""
+"""Choosing one token from logits: greedy, or temperature with top-k and top-p, and a guard against repetition."""
 
 from __future__ import annotations
 
