@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.nn import native
 from vivavoce.nn.attention import KVCache, append, attend, init_cache, join_heads, visible
 
 
@@ -99,6 +100,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.n_layers)])
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self._table: Tensor | None = None
+        self._stack: native.NativeStack | None = None
 
     def init_state(self, batch: int, capacity: int | None = None) -> tuple[KVCache, ...]:
         """Empty caches of ``capacity`` positions (default: the context)."""
@@ -116,6 +118,11 @@ class Decoder(nn.Module):
         position, length = state[0].position, x.shape[1]
         if span is None:
             span = int(position.max()) + length
+        stack = self._native(x, state, span)
+        if stack is not None:
+            y = stack.step(x, [cache.key for cache in state], [cache.value for cache in state], span)
+            position = position + length
+            return y, tuple(KVCache(cache.key, cache.value, position) for cache in state)
         steps = position[:, None] + torch.arange(length, device=x.device)  # (B, T)
         cosine, sine = self._angles(x)[:, steps][:, :, None]  # each (B, 1, T, head)
         mask = visible(position, length, span)
@@ -128,6 +135,32 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The whole sequence at once: step in one piece."""
         return self.step(x, self.init_state(x.shape[0], x.shape[1]), x.shape[1])[0]
+
+    def _native(self, x: Tensor, state: tuple[KVCache, ...], span: int) -> native.NativeStack | None:
+        """The C form of the whole stack, where it may take this step."""
+        if x.shape[0] != 1 or x.dtype != torch.float32 or torch.is_grad_enabled() or x.device.type != "cpu":
+            return None
+        if self._stack is None and native.active():
+            self._stack = self._plan()
+        shape = (1, self.config.n_kv_heads, state[0].key.shape[2], self.config.head_dim)
+        fits = span <= min(shape[2], self.config.context) and all(
+            part.shape == shape and part.dtype == torch.float32 and part.is_contiguous()
+            for cache in state
+            for part in (cache.key, cache.value)
+        )
+        return self._stack if fits else None
+
+    def _plan(self) -> native.NativeStack | None:
+        c = self.config
+        linears = [
+            tuple(getattr(part, "kernel", None) for part in (layer.qkv, layer.out, layer.gate_up, layer.down))
+            for layer in self.layers
+        ]
+        norms = [(layer.attention_norm.weight, layer.ffn_norm.weight) for layer in self.layers]
+        return native.stack(
+            (c.dim, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim), c.norm_eps, norms, linears, self.norm.weight,
+            self._angles(self.norm.weight),
+        )  # fmt: skip
 
     def _angles(self, like: Tensor) -> Tensor:
         # a table, not a buffer: it follows from the configuration and must not depend on how weights were loaded

@@ -1,10 +1,12 @@
-"""Linear layers that compute on 8-bit integer weights: about a quarter of the bytes of float32 per step.
+"""Linear layers that compute on integer weights of 8 or 4 bits: a quarter or an eighth of the bytes of float32 per step.
 
-Weights are symmetric int8 with one scale per output row; activations are quantised on the fly to 8 bits. One row is
-quantised with its own range by the kernel; several rows are first brought to a common range, each by its own largest
-value, so that one loud row cannot coarsen the others and rows of a batch do not touch each other.
+8 bits: weights are symmetric with one scale per output row. 4 bits: a scale and a lowest value per 32 weights. Activations
+are quantised on the fly to 8 bits, each row by its own largest value, so that one loud row cannot coarsen the others and
+rows of a batch do not touch each other.
 
-    x (..., K) -> / row maximum -> uint8 x int8 -> int32 -> float32 x row maximum x weight scale + bias -> (..., N)
+    x (..., K) -> / row maximum -> 8 bit x int8 -> int32 -> float32 x row maximum x weight scale + bias -> (..., N)
+
+What multiplies is chosen when a layer is built: the C kernels (nn/native.py) where they are enabled, else torch's own.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from vivavoce.nn import native
 
 LEVELS = 127.0  # symmetric: -127 .. 127, so that negation is exact
 
@@ -25,28 +29,41 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
-def _pack(weight: Tensor, scale: Tensor):
-    """Hand int8 rows and their scales to the kernel library, which keeps its own rearranged copy."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tensor class is deprecated, the kernels are not
-        rows = torch._make_per_channel_quantized_tensor(
-            weight.contiguous(), scale.double(), torch.zeros(scale.shape[0], dtype=torch.long), 0
-        )
-        return torch.ops.quantized.linear_prepack(rows, None)
+class TorchInt8:
+    """x (..., K) times int8 rows by torch's kernels, which keep their own rearranged copy of the rows."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
+        self._bias = bias
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tensor class is deprecated, the kernels are not
+            rows = torch._make_per_channel_quantized_tensor(
+                weight.contiguous(), scale.double(), torch.zeros(scale.shape[0], dtype=torch.long), 0
+            )
+            self._packed = torch.ops.quantized.linear_prepack(rows, None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[-1]:
+            y = torch.ops.quantized.linear_dynamic(x, self._packed, False)
+        else:
+            # the kernel has one range for all rows: bring each to it by its own largest value
+            peak = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_min_(1e-12)
+            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / peak, 1 / LEVELS, 128, self._packed)
+            y.mul_(peak)
+        return y if self._bias is None else y.add_(self._bias)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer over packed int8 weights (N, K) with per-row scales; inference on a CPU only.
+    """A linear layer over int8 weights (N, K) with per-row scales; inference on a CPU only.
 
-    The packed weight is the kernel library's own object, so it is not in ``state_dict``: keep the int8 rows and scales of
+    The weight is the kernel's own, so it is not in ``state_dict``: keep the int8 rows and scales of
     :func:`quantize_rows` in the file and build the layer from them.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed = _pack(weight, scale)
-        self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
+        bias = None if bias is None else bias.detach().float().clone()
+        self.kernel = native.int8_linear(weight, scale, bias) or TorchInt8(weight, scale, bias)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Int8Linear:
@@ -55,13 +72,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) float32 -> (..., N) float32."""
-        if x.numel() == x.shape[-1]:
-            y = torch.ops.quantized.linear_dynamic(x, self._packed, False)
-        else:
-            peak = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_min_(1e-12)
-            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / peak, 1 / LEVELS, 128, self._packed)
-            y.mul_(peak)
-        return y if self.bias is None else y.add_(self.bias)
+        return self.kernel(x)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -79,26 +90,38 @@ def quantize_linears(module: nn.Module, chosen: Callable[[str, nn.Linear], bool]
 GROUP = 32  # weights that share a scale in the 4-bit types
 
 
+def pack_levels(levels: Tensor) -> Tensor:
+    """Levels 0 to 15 (N, K) uint8 -> (N, K / 2): of every 32 the first 16 in low halves, the last 16 in high halves."""
+    halves = levels.view(levels.shape[0], -1, 2, GROUP // 2)
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)
+
+
+def unpack_groups(levels: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    """The float32 matrix (N, K) that packed levels (N, K / 2), scales and lowest values (N, K / 32) stand for."""
+    packed = levels.view(levels.shape[0], -1, GROUP // 2)
+    weights = torch.cat([packed & 15, packed >> 4], dim=2).float()
+    return weights.mul_(scale.float()[..., None]).add_(low.float()[..., None]).flatten(1)
+
+
 class Int4Linear(nn.Module):
-    """A linear layer over 4-bit levels (N, K) with a scale and a lowest value per 32 weights, exactly as published files of
-    the types Q4_0, Q4_1 and Q4_K hold them; half the memory of int8, activations in bfloat16. Inference on a CPU only.
+    """A linear layer over 4-bit levels with a scale and a lowest value per 32 weights, exactly as published files of the
+    types Q4_0, Q4_1 and Q4_K hold them; half the memory of int8. Inference on a CPU only.
+
+    levels (N, K / 2) as :func:`pack_levels` gives them, scale and low (N, K / 32). Without the C kernels the groups become
+    int8 rows, which torch multiplies faster than it does 4 bits.
     """
 
     def __init__(self, levels: Tensor, scale: Tensor, low: Tensor, bias: Tensor | None):
         super().__init__()
-        self.out_features, self.in_features = levels.shape
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
-        # the kernel counts levels from 8
-        groups = torch.stack([scale, low + 8 * scale], dim=-1).transpose(0, 1)  # (K / 32, N, 2)
-        self.register_buffer("groups", groups.contiguous().bfloat16(), persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
+        self.out_features, self.in_features = levels.shape[0], 2 * levels.shape[1]
+        bias = None if bias is None else bias.detach().float().clone()
+        self.kernel = native.int4_linear(levels, scale, low, bias) or TorchInt8(
+            *quantize_rows(unpack_groups(levels, scale, low)), bias
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) float32 -> (..., N) float32."""
-        flat = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self._packed, GROUP, self.groups).float()
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y.add_(self.bias)
+        return self.kernel(x)
 
 
 class Int8Embedding(nn.Module):
