@@ -16,15 +16,14 @@ from vivavoce.checkpoints.rules import Layout, Row, import_weights
 from vivavoce.errors import CheckpointError
 from vivavoce.lm.llama import LlamaConfig
 from vivavoce.lm.llama_files import int8_parts, layout_of, read_config, state_shapes
-from vivavoce.nn.quantized import GROUP, pack_levels
+from vivavoce.nn.quantized import GROUP, TILE, pack_tiles
 
 LINEAR = ("qkv.weight", "out.weight", "gate_up.weight", "down.weight")
 
 
 def int4_parts(checkpoint: Checkpoint) -> tuple[LlamaConfig, Iterator[dict[str, Tensor]]]:
-    """Configuration and state dict in parts, one layer at a time: ``X.levels`` (N, K / 2) uint8, ``X.group_scale`` and
-    ``X.group_low`` (N, K / 32) float16 (nn/quantized.py: Int4Linear), the rest as
-    :func:`~vivavoce.lm.llama_files.int8_parts` gives it."""
+    """Configuration and state dict in parts, one layer at a time: ``X.tiles`` uint8 (nn/quantized.py: pack_tiles) where
+    the file has 4 bits, the rest as :func:`~vivavoce.lm.llama_files.int8_parts` gives it."""
     file, config, found = _four_bit_keys(checkpoint)
     _, parts = int8_parts(checkpoint, found)
     return config, _int4_parts(file, layout_of(checkpoint, config), state_shapes(config), found, parts)
@@ -44,8 +43,7 @@ def int4_shapes(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]
         name = key.removesuffix(".weight")
         if key in found:
             rows, width = shape
-            made[f"{name}.levels"] = ("U8", (rows, width // 2))
-            made |= {f"{name}.{part}": ("F16", (rows, width // GROUP)) for part in ("group_scale", "group_low")}
+            made[f"{name}.tiles"] = ("U8", (-(-rows // TILE), width // GROUP, 20 * TILE))
         elif len(shape) == 2:
             made |= {key: ("I8", shape), f"{key}_scale": ("F32", shape[:1])}
         else:
@@ -94,9 +92,7 @@ def _int4_parts(
         numbers = {key.split(".")[2] for key in part if key.startswith("decoder.layers.")}
         for key, names in found.items():
             if key.split(".")[2] in numbers:
-                name, (levels, scale, low) = key.removesuffix(".weight"), _groups(file, layout, key, names, shapes[key])
-                part[f"{name}.levels"] = pack_levels(levels)
-                part |= {f"{name}.group_scale": scale.half(), f"{name}.group_low": low.half()}
+                part[f"{key.removesuffix('.weight')}.tiles"] = pack_tiles(*_groups(file, layout, key, names, shapes[key]))
         yield part
 
 

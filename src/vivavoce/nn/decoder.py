@@ -118,11 +118,10 @@ class Decoder(nn.Module):
         position, length = state[0].position, x.shape[1]
         if span is None:
             span = int(position.max()) + length
-        stack = self._native(x, state, span)
-        if stack is not None:
-            y = stack.step(x, [cache.key for cache in state], [cache.value for cache in state], span)
+        native_step = self._native_step(x, state, span)
+        if native_step is not None:
             position = position + length
-            return y, tuple(KVCache(cache.key, cache.value, position) for cache in state)
+            return native_step, tuple([KVCache(cache.key, cache.value, position) for cache in state])
         steps = position[:, None] + torch.arange(length, device=x.device)  # (B, T)
         cosine, sine = self._angles(x)[:, steps][:, :, None]  # each (B, 1, T, head)
         mask = visible(position, length, span)
@@ -136,19 +135,15 @@ class Decoder(nn.Module):
         """The whole sequence at once: step in one piece."""
         return self.step(x, self.init_state(x.shape[0], x.shape[1]), x.shape[1])[0]
 
-    def _native(self, x: Tensor, state: tuple[KVCache, ...], span: int) -> native.NativeStack | None:
-        """The C form of the whole stack, where it may take this step."""
+    def _native_step(self, x: Tensor, state: tuple[KVCache, ...], span: int) -> Tensor | None:
+        """The step in C, where it may be taken there: one conversation, inference, integer layers."""
         if x.shape[0] != 1 or x.dtype != torch.float32 or torch.is_grad_enabled() or x.device.type != "cpu":
             return None
         if self._stack is None and native.active():
             self._stack = self._plan()
-        shape = (1, self.config.n_kv_heads, state[0].key.shape[2], self.config.head_dim)
-        fits = span <= min(shape[2], self.config.context) and all(
-            part.shape == shape and part.dtype == torch.float32 and part.is_contiguous()
-            for cache in state
-            for part in (cache.key, cache.value)
-        )
-        return self._stack if fits else None
+        if self._stack is None or not self._stack.takes([c.key for c in state], [c.value for c in state]):
+            return None
+        return self._stack.step(x, span)
 
     def _plan(self) -> native.NativeStack | None:
         c = self.config

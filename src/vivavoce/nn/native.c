@@ -32,7 +32,8 @@
 
 enum { INT8 = 8, INT4 = 4 };
 
-// A layer. INT8: weight is (N, K) int8, scale (N). INT4: weight is the form that pack_int4 makes, scale is unused.
+// A layer. INT8: weight is (N, K) int8, scale (N). INT4: weight is (N / 16, K / 32, 320) bytes, the tiles of
+// nn/quantized.py: pack_tiles; scale is unused.
 typedef struct {
     int64_t kind, n, k;
     const void *weight;
@@ -90,50 +91,61 @@ static int64_t place_bytes(const Linear *l, int64_t t) {
     return up(t * (up(l->k, 64) + 8 * (l->kind == INT8 ? 1 : l->k / GROUP)), 64);
 }
 
-// y[t][n] for `rows` rows of int8 from n and `count` rows of activations from t; both are constants once inlined, so the
-// sums live in registers and a vector of weights is loaded once for all t.
-INLINE void int8_block(const Linear *l, const Active *a, int64_t n, int rows, int64_t t, int count, float *y, int64_t pitch) {
+#if VNNI
+// The sums of four registers' lanes, in the lanes of one small register.
+INLINE __m128i four_sums(__m512i a, __m512i b, __m512i c, __m512i d) {
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i two = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
+}
+#endif
+
+// y[t][n .. n + 3] for four rows of int8 (fewer at the end of the matrix) and `count` rows of activations from t, a
+// constant once inlined, so that sums live in registers and a vector of weights is loaded once for all t.
+INLINE void int8_block(const Linear *l, const Active *a, int64_t n, int64_t t, int count, float *y, int64_t pitch) {
     int32_t dot[4][4];
-    const uint8_t *w = (const uint8_t *)l->weight + n * l->k;
-    const int8_t *q = a->q + t * a->stride;
+    int rows = l->n - n < 4 ? (int)(l->n - n) : 4;
+    const int8_t *w[4], *q = a->q + t * a->stride;
+    for (int r = 0; r < 4; r++) w[r] = (const int8_t *)l->weight + (n + (r < rows ? r : 0)) * l->k;
 #if VNNI
     // vpdpbusd wants its first factor unsigned: 128 is added to the weights (a flipped top bit) and taken off the sum
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     __m512i sum[4][4];
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < count; c++) sum[r][c] = _mm512_setzero_si512();
-    int64_t whole = l->k / 64 * 64;
-    for (int64_t i = 0; i < whole; i += 64) {
+#pragma GCC unroll 4
+    for (int c = 0; c < count; c++)
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) sum[c][r] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < l->k; i += 64) {
+        __mmask64 here = l->k - i < 64 ? ~0ull >> (64 - (l->k - i)) : ~0ull;
         __m512i x[4];
+#pragma GCC unroll 4
         for (int c = 0; c < count; c++) x[c] = _mm512_loadu_si512(q + c * a->stride + i);
-        for (int r = 0; r < rows; r++) {
-            __m512i v = _mm512_xor_si512(_mm512_loadu_si512(w + r * l->k + i), flip);
-            for (int c = 0; c < count; c++) sum[r][c] = _mm512_dpbusd_epi32(sum[r][c], v, x[c]);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+            // four short streams are more than the processor foresees by itself
+            if (t == 0) _mm_prefetch((const char *)w[0] + 4 * l->k + 4096 + 4 * i + 64 * r, _MM_HINT_T0);
+            __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(here, w[r] + i), flip);
+#pragma GCC unroll 4
+            for (int c = 0; c < count; c++) sum[c][r] = _mm512_dpbusd_epi32(sum[c][r], v, x[c]);
         }
     }
-    if (whole < l->k) {
-        __mmask64 rest = ~0ull >> (64 - (l->k - whole));
-        for (int r = 0; r < rows; r++) {
-            __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(rest, w + r * l->k + whole), flip);
-            for (int c = 0; c < count; c++)
-                sum[r][c] = _mm512_dpbusd_epi32(sum[r][c], v, _mm512_loadu_si512(q + c * a->stride + whole));
-        }
-    }
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < count; c++)
-            dot[r][c] = _mm512_reduce_add_epi32(sum[r][c]) - 128 * (int32_t)a->sum[t + c];
+#pragma GCC unroll 4
+    for (int c = 0; c < count; c++)
+        _mm_storeu_si128((__m128i *)dot[c], _mm_sub_epi32(four_sums(sum[c][0], sum[c][1], sum[c][2], sum[c][3]),
+                                                         _mm_set1_epi32(128 * (int32_t)a->sum[t + c])));
 #else
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < count; c++) {
-            const int8_t *wr = (const int8_t *)w + r * l->k, *qc = q + c * a->stride;
+    for (int c = 0; c < count; c++)
+        for (int r = 0; r < 4; r++) {
             int32_t sum = 0;
-            for (int64_t i = 0; i < l->k; i++) sum += wr[i] * qc[i];
-            dot[r][c] = sum;
+            for (int64_t i = 0; i < l->k; i++) sum += w[r][i] * q[c * a->stride + i];
+            dot[c][r] = sum;
         }
 #endif
     for (int c = 0; c < count; c++)
         for (int r = 0; r < rows; r++) {
-            float value = (float)dot[r][c] * (a->scale[t + c] * l->scale[n + r]);
+            float value = (float)dot[c][r] * (a->scale[t + c] * l->scale[n + r]);
             y[(t + c) * pitch + n + r] = l->bias ? value + l->bias[n + r] : value;
         }
 }
@@ -148,24 +160,28 @@ INLINE float half(const uint8_t *p) {
 // activations are broadcast to all lanes, so nothing has to be summed across a register.
 INLINE void int4_block(const Linear *l, const Active *a, int64_t n, int64_t t, int count, float *y, int64_t pitch) {
     const uint8_t *p = (const uint8_t *)l->weight + n / TILE * a->groups * TILE_BYTES;
-    float out[8][TILE];
+    float out[4][TILE];
 #if VNNI
     const __m512i mask = _mm512_set1_epi8(15);
-    __m512 total[8];
+    __m512 total[4];
+#pragma GCC unroll 4
     for (int c = 0; c < count; c++) total[c] = _mm512_setzero_ps();
     for (int64_t g = 0; g < a->groups; g++, p += TILE_BYTES) {
         __m512i first[4], last[4]; // weights 0 .. 15 of the group, and 16 .. 31
+#pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             __m512i packed = _mm512_loadu_si512(p + 64 * j);
             first[j] = _mm512_and_si512(packed, mask);
             last[j] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
         }
-        if (count == 1) _mm_prefetch((const char *)p + 4096, _MM_HINT_T0);
+        if (t == 0) _mm_prefetch((const char *)p + 4096, _MM_HINT_T0);
         __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 256)));
         __m512 low = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 288)));
+#pragma GCC unroll 4
         for (int c = 0; c < count; c++) {
             const int8_t *q = a->q + (t + c) * a->stride + g * GROUP;
             __m512i one = _mm512_setzero_si512(), two = _mm512_setzero_si512();
+#pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 int32_t four;
                 memcpy(&four, q + 4 * j, 4);
@@ -179,6 +195,7 @@ INLINE void int4_block(const Linear *l, const Active *a, int64_t n, int64_t t, i
             total[c] = _mm512_fmadd_ps(part, _mm512_set1_ps(a->scale[(t + c) * a->groups + g]), total[c]);
         }
     }
+#pragma GCC unroll 4
     for (int c = 0; c < count; c++) _mm512_storeu_ps(out[c], total[c]);
 #else
     memset(out, 0, sizeof out);
@@ -213,12 +230,9 @@ static void linear_share(const Linear *l, const Active *a, int64_t length, float
             for (; t + 4 <= length; t += 4) int4_block(l, a, n, t, 4, y, pitch);
             for (; t + 2 <= length; t += 2) int4_block(l, a, n, t, 2, y, pitch);
             for (; t < length; t++) int4_block(l, a, n, t, 1, y, pitch);
-        } else if (n + 4 <= l->n) {
-            for (; t + 4 <= length; t += 4) int8_block(l, a, n, 4, t, 4, y, pitch);
-            for (; t < length; t++) int8_block(l, a, n, 4, t, 1, y, pitch);
         } else {
-            for (; n < l->n; n++)
-                for (t = 0; t < length; t++) int8_block(l, a, n, 1, t, 1, y, pitch);
+            for (; t + 4 <= length; t += 4) int8_block(l, a, n, t, 4, y, pitch);
+            for (; t < length; t++) int8_block(l, a, n, t, 1, y, pitch);
         }
     }
 }
@@ -235,26 +249,6 @@ EXPORT void linear(const Linear *l, int64_t length, const float *x, float *y, vo
         for (int64_t t = part; t < length; t += parts) quantise(x + t * l->k, l->k, group, &a, t);
 #pragma omp barrier
         linear_share(l, &a, length, y, l->n, part, parts);
-    }
-}
-
-EXPORT int64_t int4_bytes(int64_t n, int64_t k) { return up(n, TILE) / GROUP * k * 20; }
-
-// Levels (N, K / 2) bytes, of every 32 weights the first 16 in low halves and the last 16 in high halves; scale and
-// lowest value (N, K / 32) in half precision -> the interleaved form. Rows beyond N are zeros.
-EXPORT void pack_int4(int64_t n, int64_t k, const uint8_t *levels, const uint8_t *scale, const uint8_t *low, uint8_t *out) {
-    int64_t groups = k / GROUP;
-    for (int64_t tile = 0; tile < n; tile += TILE) {
-        int64_t rows = n - tile < TILE ? n - tile : TILE;
-        for (int64_t g = 0; g < groups; g++, out += TILE_BYTES) {
-            if (rows < TILE) memset(out, 0, TILE_BYTES);
-            for (int64_t r = 0; r < rows; r++) {
-                int64_t at = (tile + r) * groups + g;
-                for (int j = 0; j < 4; j++) memcpy(out + 64 * j + 4 * r, levels + 16 * at + 4 * j, 4);
-                memcpy(out + 256 + 2 * r, scale + 2 * at, 2);
-                memcpy(out + 288 + 2 * r, low + 2 * at, 2);
-            }
-        }
     }
 }
 

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 FIXED = ("-std=gnu11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
 MAX_WIDTH = 1024  # of a head, as native.c has room for
 MAX_INPUTS = 1 << 16  # of an int8 layer: 32-bit sums hold so many products
-GROUP = 32
 INT8, INT4 = 8, 4
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
@@ -56,8 +56,6 @@ class PlanStruct(ctypes.Structure):
 _SIGNATURES = {
     "linear_bytes": ((_pointer, _long), _long),
     "linear": ((_pointer, _long, _pointer, _pointer, _pointer, ctypes.c_int32), None),
-    "int4_bytes": ((_long, _long), _long),
-    "pack_int4": ((_long, _long, _pointer, _pointer, _pointer, _pointer), None),
     "decoder_bytes": ((_pointer, _long, _long, ctypes.c_int32), _long),
     "decoder_step": (
         (_pointer, _pointer, _pointer, _long, _long, _long, _pointer, _pointer, _pointer, ctypes.c_int32),
@@ -169,6 +167,8 @@ class NativeLinear:
         struct = self.struct
         if x.shape[-1] != struct.k:
             raise ValueError(f"the layer takes {struct.k} inputs, not {x.shape[-1]}")
+        if x.device.type != "cpu":
+            raise ValueError(f"integer layers compute on the CPU, not on {x.device}")
         x = x.float().contiguous()
         length = x.numel() // struct.k
         y = torch.empty((*x.shape[:-1], struct.n))
@@ -182,23 +182,20 @@ class NativeLinear:
 def int8_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> NativeLinear | None:
     """A layer over int8 rows (N, K), used where they lie, with scales (N,); None where the kernels cannot serve it."""
     n, k = weight.shape
-    if _library is None or k > MAX_INPUTS or scale.shape != (n,) or (bias is not None and bias.shape != (n,)):
+    if _library is None or k > MAX_INPUTS or weight.dtype != torch.int8 or scale.shape != (n,):
+        return None
+    if bias is not None and bias.shape != (n,):
         return None
     return NativeLinear(INT8, n, k, weight.contiguous(), scale.float().contiguous(), bias)
 
 
-def int4_linear(levels: Tensor, scale: Tensor, low: Tensor, bias: Tensor | None) -> NativeLinear | None:
-    """A layer over packed levels (N, K / 2) with scales and lowest values (N, K / 32); None as for :func:`int8_linear`."""
-    n, k = levels.shape[0], 2 * levels.shape[1]
-    groups = (n, k // GROUP)
-    if _library is None or k % GROUP or scale.shape != groups or low.shape != groups or not n:
+def int4_linear(tiles: Tensor, n: int, bias: Tensor | None) -> NativeLinear | None:
+    """A layer over the 4-bit tiles of nn/quantized.py, used where they lie; None as for :func:`int8_linear`."""
+    if _library is None or tiles.shape[0] != -(-n // 16) or tiles.shape[2] != 320 or tiles.dtype != torch.uint8:
         return None
     if bias is not None and bias.shape != (n,):
         return None
-    packed = torch.empty(_library.int4_bytes(n, k), dtype=torch.uint8)
-    levels, scale, low = levels.contiguous(), scale.half().contiguous(), low.half().contiguous()
-    _library.pack_int4(n, k, levels.data_ptr(), scale.data_ptr(), low.data_ptr(), packed.data_ptr())
-    return NativeLinear(INT4, n, k, packed, None, bias)
+    return NativeLinear(INT4, n, 32 * tiles.shape[1], tiles.contiguous(), None, bias)
 
 
 class NativeStack:
@@ -210,7 +207,7 @@ class NativeStack:
         per layer; table (2, context, head width)."""
         self._library = linears[0][0]._library
         self._kept = (norms, linears, norm, table)
-        self.context, self.width = table.shape[1], sizes[3]
+        self.capacity = 0
         self._layers = (LayerStruct * len(norms))(
             *(
                 LayerStruct(first.data_ptr(), second.data_ptr(), *(linear.struct for linear in four))
@@ -218,22 +215,42 @@ class NativeStack:
             )
         )
         self.plan = PlanStruct(
-            len(norms), *sizes, norm.data_ptr(), table.data_ptr(), self.context, eps, ctypes.addressof(self._layers)
+            len(norms), *sizes, norm.data_ptr(), table.data_ptr(), table.shape[1], eps, ctypes.addressof(self._layers)
         )
         self._pointers = _pointer * len(norms)
+        self._bound: list[weakref.ref[Tensor]] = []
+        self._keys = self._values = self._pointers()
 
-    def step(self, x: Tensor, keys: list[Tensor], values: list[Tensor], span: int) -> Tensor:
-        """x (1, T, D) -> normed states (1, T, D); caches (1, G, capacity, width) are written in place up to ``span``."""
-        x, length, capacity = x.contiguous(), x.shape[1], keys[0].shape[2]
-        if not length <= span <= min(capacity, self.context):
-            raise ValueError(f"{span} positions do not fit {capacity} slots of a context of {self.context}")
+    def takes(self, keys: list[Tensor], values: list[Tensor]) -> bool:
+        """Point at these caches (1, G, capacity, width), if they are plain float32 memory of one shape."""
+        parts = [*keys, *values]
+        if len(self._bound) == len(parts) and all(ref() is part for ref, part in zip(self._bound, parts, strict=True)):
+            return True  # the caches of the last step: nothing to look at again
+        shape = (1, self.plan.groups, keys[0].shape[2], self.plan.width)
+        plain = all(
+            part.shape == shape and part.dtype == torch.float32 and part.is_contiguous() and part.device.type == "cpu"
+            for part in parts
+        )
+        if plain and len(keys) == len(values) == self.plan.n_layers:
+            self._bound = [weakref.ref(part) for part in parts]
+            self._keys = self._pointers(*(key.data_ptr() for key in keys))
+            self._values = self._pointers(*(value.data_ptr() for value in values))
+            self.capacity = shape[2]
+            return True
+        return False
+
+    def step(self, x: Tensor, span: int) -> Tensor | None:
+        """x (1, T, D) -> normed states (1, T, D); the caches taken last are written in place up to ``span``. None where
+        the span does not fit."""
+        x, length = x.contiguous(), x.shape[1]
+        if not length <= span <= min(self.capacity, self.plan.context) or x.shape[2] != self.plan.dim:
+            return None
         threads = torch.get_num_threads()
         plan, y = ctypes.byref(self.plan), torch.empty_like(x)
         work = torch.empty(self._library.decoder_bytes(plan, length, span, threads), dtype=torch.uint8)
         self._library.decoder_step(
-            plan, self._pointers(*(key.data_ptr() for key in keys)), self._pointers(*(value.data_ptr() for value in values)),
-            capacity, span, length, x.data_ptr(), y.data_ptr(), work.data_ptr(), threads,
-        )  # fmt: skip
+            plan, self._keys, self._values, self.capacity, span, length, x.data_ptr(), y.data_ptr(), work.data_ptr(), threads
+        )
         return y
 
 

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.nn import native
@@ -88,40 +89,58 @@ def quantize_linears(module: nn.Module, chosen: Callable[[str, nn.Linear], bool]
 
 
 GROUP = 32  # weights that share a scale in the 4-bit types
+TILE = 16  # rows that lie interleaved
 
 
-def pack_levels(levels: Tensor) -> Tensor:
-    """Levels 0 to 15 (N, K) uint8 -> (N, K / 2): of every 32 the first 16 in low halves, the last 16 in high halves."""
-    halves = levels.view(levels.shape[0], -1, 2, GROUP // 2)
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)
+def pack_tiles(levels: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    """A 4-bit matrix in the order in which nn/native.c reads it: uint8 (N / 16 rounded up, K / 32, 320).
+
+    levels (N, K) uint8, 0 to 15; scale and low (N, K / 32); weight = level * scale + low. A tile holds one group of 16
+    rows: 16 levels bytes a row, four bytes of each row in turn, with weights 0 to 15 in the low halves and 16 to 31 in
+    the high ones; then 16 scales and 16 lowest values in half precision.
+    """
+    n, groups = scale.shape
+    halves = levels.view(n, groups, 2, GROUP // 2)
+    packed = halves[:, :, 0] | halves[:, :, 1] << 4
+    numbers = torch.stack([scale, low], dim=2).half().view(torch.uint8).view(n, groups, 2, 2)
+    spare = -n % TILE
+    packed, numbers = F.pad(packed, (0, 0, 0, 0, 0, spare)), F.pad(numbers, (0, 0, 0, 0, 0, 0, 0, spare))
+    packed = packed.view(-1, TILE, groups, 4, 4).permute(0, 2, 3, 1, 4).reshape(-1, groups, 16 * TILE)
+    numbers = numbers.view(-1, TILE, groups, 2, 2).permute(0, 2, 3, 1, 4).reshape(-1, groups, 4 * TILE)
+    return torch.cat([packed, numbers], dim=2)
 
 
-def unpack_groups(levels: Tensor, scale: Tensor, low: Tensor) -> Tensor:
-    """The float32 matrix (N, K) that packed levels (N, K / 2), scales and lowest values (N, K / 32) stand for."""
-    packed = levels.view(levels.shape[0], -1, GROUP // 2)
-    weights = torch.cat([packed & 15, packed >> 4], dim=2).float()
-    return weights.mul_(scale.float()[..., None]).add_(low.float()[..., None]).flatten(1)
+def unpack_tiles(tiles: Tensor, rows: int) -> Tensor:
+    """The float32 matrix (rows, K) that tiles stand for: the inverse of :func:`pack_tiles`."""
+    groups = tiles.shape[1]
+    packed = tiles[:, :, : 16 * TILE].reshape(-1, groups, 4, TILE, 4).permute(0, 3, 1, 2, 4).reshape(-1, groups, 16)
+    numbers = tiles[:, :, 16 * TILE :].contiguous().view(torch.float16).view(-1, groups, 2, TILE)
+    scale, low = numbers.permute(2, 0, 3, 1).reshape(2, -1, groups, 1).float()
+    return torch.cat([packed & 15, packed >> 4], dim=2).float().mul_(scale).add_(low).flatten(1)[:rows]
 
 
 class Int4Linear(nn.Module):
     """A linear layer over 4-bit levels with a scale and a lowest value per 32 weights, exactly as published files of the
-    types Q4_0, Q4_1 and Q4_K hold them; half the memory of int8. Inference on a CPU only.
+    types Q4_0, Q4_1 and Q4_K hold them; little more than half the memory of int8. Inference on a CPU only.
 
-    levels (N, K / 2) as :func:`pack_levels` gives them, scale and low (N, K / 32). Without the C kernels the groups become
-    int8 rows, which torch multiplies faster than it does 4 bits.
+    tiles as :func:`pack_tiles` gives them; they may stay memory-mapped. Without the C kernels the groups become int8
+    rows, which torch multiplies faster than it does 4 bits.
     """
 
-    def __init__(self, levels: Tensor, scale: Tensor, low: Tensor, bias: Tensor | None):
+    def __init__(self, tiles: Tensor, out_features: int, bias: Tensor | None):
         super().__init__()
-        self.out_features, self.in_features = levels.shape[0], 2 * levels.shape[1]
+        self.out_features, self.in_features = out_features, GROUP * tiles.shape[1]
         bias = None if bias is None else bias.detach().float().clone()
-        self.kernel = native.int4_linear(levels, scale, low, bias) or TorchInt8(
-            *quantize_rows(unpack_groups(levels, scale, low)), bias
+        self.kernel = native.int4_linear(tiles, out_features, bias) or TorchInt8(
+            *quantize_rows(unpack_tiles(tiles, out_features)), bias
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) float32 -> (..., N) float32."""
         return self.kernel(x)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 class Int8Embedding(nn.Module):
@@ -139,7 +158,7 @@ class Int8Embedding(nn.Module):
 
 def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace every layer whose weight is stored as integers by its integer form: int8 rows (``X.weight`` beside
-    ``X.weight_scale``), or 4-bit groups (``X.levels``, ``X.group_scale``, ``X.group_low``).
+    ``X.weight_scale``), or 4-bit groups (``X.tiles``).
 
     Returns the tensors that are left for ``load_state_dict``.
     """
@@ -152,9 +171,10 @@ def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
         bias = tensors[f"{name}.bias"] if f"{name}.bias" in tensors else None
         new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
-    for name in sorted({key.removesuffix(".levels") for key in tensors if key.endswith(".levels")} & known):
-        parts = [f"{name}.{part}" for part in ("levels", "group_scale", "group_low", "bias")]
-        new = Int4Linear(*(tensors[key] for key in parts[:3]), tensors[parts[3]] if parts[3] in tensors else None)
+    for name in sorted({key.removesuffix(".tiles") for key in tensors if key.endswith(".tiles")} & known):
+        old, bias = module.get_submodule(name), f"{name}.bias"
+        assert isinstance(old, nn.Linear)
+        new = Int4Linear(tensors[f"{name}.tiles"], old.out_features, tensors[bias] if bias in tensors else None)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
-        taken.update(parts)
+        taken |= {f"{name}.tiles", bias}
     return {key: tensors[key] for key in tensors if key not in taken}
