@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vivavoce.nn import native
-from vivavoce.nn.decoder import Decoder, DecoderConfig
+from vivavoce.nn.decoder import Decoder, DecoderConfig, RMSNorm
 from vivavoce.nn.quantized import (
     Int4Linear,
     Int8Linear,
@@ -119,11 +119,12 @@ def make_decoder(four_bits: bool) -> tuple[Decoder, Decoder]:
     """The same weights in integer layers, and as floats."""
     torch.manual_seed(3)
     exact, ours = Decoder(CONFIG).eval(), Decoder(CONFIG).eval()
-    for norm in (module for module in exact.modules() if hasattr(module, "eps")):
+    for norm in (module for module in exact.modules() if isinstance(module, RMSNorm)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
     ours.load_state_dict(exact.state_dict())
     if not four_bits:
-        return quantize_linears(ours), exact
+        quantize_linears(ours)
+        return ours, exact
     tensors = {}
     for name, layer in list(exact.named_modules()):
         if isinstance(layer, nn.Linear) and not name.endswith("out"):  # a stack may be mixed
@@ -136,7 +137,8 @@ def make_decoder(four_bits: bool) -> tuple[Decoder, Decoder]:
                 tensors[f"{name}.bias"] = layer.bias.detach()
             layer.weight.data = unpack_tiles(tensors[f"{name}.tiles"], layer.out_features)
     assert not install_int8(ours, tensors)
-    return quantize_linears(ours), exact
+    quantize_linears(ours)
+    return ours, exact
 
 
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
@@ -147,6 +149,7 @@ def test_decoder_step_follows_torch(kernels: Path, threads: int, four_bits: bool
     with torch.inference_mode():
         x = torch.randn(1, 25, CONFIG.dim)
         state, exact_state, slow_state = (d.init_state(1, 30) for d in (ours, exact, ours))
+        y = torch.empty(0)
         for start, end in [(0, 5), *((t, t + 1) for t in range(5, 25))]:
             y, state = ours.step(x[:, start:end], state, end)
             wanted, exact_state = exact.step(x[:, start:end], exact_state, end)
@@ -197,7 +200,7 @@ def test_environment_turns_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_failing_compiler_is_only_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\necho no room left >&2\n[ \"$1\" = --version ]\n", encoding="utf-8")
+    broken.write_text('#!/bin/sh\necho no room left >&2\n[ "$1" = --version ]\n', encoding="utf-8")
     broken.chmod(0o755)
     monkeypatch.setattr(native.shutil, "which", lambda name: str(broken))
     handle, reason = native.library(tmp_path / "out")

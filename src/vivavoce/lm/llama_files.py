@@ -114,8 +114,8 @@ def _int8_parts(
     checkpoint: Checkpoint, layout: Layout, shapes: Mapping[str, tuple[int, ...]], left: Mapping[str, Sequence[str]]
 ) -> Iterator[dict[str, Tensor]]:
     passed = {name for names in left.values() for name in names}
-    for every, all_ours in _parts(checkpoint.tensors, shapes):
-        names, ours = [name for name in every if name not in passed], {k: v for k, v in all_ours.items() if k not in left}
+    for names, ours in _parts(checkpoint.tensors, shapes):
+        names, ours = [n for n in names if n not in passed], {key: ours[key] for key in ours if key not in left}
         floats: dict[str, Tensor] = {}
         rows: dict[str, Tensor] = {}
         scales: dict[str, Tensor] = {}

@@ -92,7 +92,8 @@ def _int4_parts(
         numbers = {key.split(".")[2] for key in part if key.startswith("decoder.layers.")}
         for key, names in found.items():
             if key.split(".")[2] in numbers:
-                part[f"{key.removesuffix('.weight')}.tiles"] = pack_tiles(*_groups(file, layout, key, names, shapes[key]))
+                groups = _groups(file, layout, key, names, shapes[key])
+                part[f"{key.removesuffix('.weight')}.tiles"] = pack_tiles(*groups)
         yield part
 
 

@@ -2,8 +2,8 @@
 
     x (B, T, D) -> [ + attention(norm x) -> + down(silu(gate(norm x)) * up(norm x)) ] x layers -> norm -> (B, T, D)
 
-Query, key and value are one matrix, gate and up another. Rotary pairs are halves of a head (as transformers stores them);
-layouts with interleaved pairs are converted on import.
+Query, key and value are one matrix, gate and up another. Rotary pairs are halves of a head (as transformers stores
+them); layouts with interleaved pairs are converted on import.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def rope_table(context: int, head_dim: int, base: float) -> Tensor:
     """(2, context, head_dim): cosines, and sines whose first half is negative, as :func:`rotate` wants them."""
     rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.outer(torch.arange(context, dtype=torch.float64), rates)
-    return torch.stack([torch.cat([angles.cos(), angles.cos()], 1), torch.cat([-angles.sin(), angles.sin()], 1)]).float()
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cosine, cosine], 1), torch.cat([-sine, sine], 1)]).float()
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -147,11 +148,12 @@ class Decoder(nn.Module):
 
     def _plan(self) -> native.NativeStack | None:
         c = self.config
+        layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
         linears = [
             tuple(getattr(part, "kernel", None) for part in (layer.qkv, layer.out, layer.gate_up, layer.down))
-            for layer in self.layers
+            for layer in layers
         ]
-        norms = [(layer.attention_norm.weight, layer.ffn_norm.weight) for layer in self.layers]
+        norms: list[tuple[Tensor, Tensor]] = [(n.attention_norm.weight, n.ffn_norm.weight) for n in layers]
         return native.stack(
             (c.dim, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim), c.norm_eps, norms, linears, self.norm.weight,
             self._angles(self.norm.weight),

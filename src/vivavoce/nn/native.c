@@ -222,7 +222,8 @@ INLINE void int4_block(const Linear *l, const Active *a, int64_t n, int64_t t, i
 }
 
 // One thread's share of y (T, N), whose rows are `pitch` floats apart.
-static void linear_share(const Linear *l, const Active *a, int64_t length, float *y, int64_t pitch, int part, int parts) {
+static void linear_share(const Linear *l, const Active *a, int64_t length, float *y, int64_t pitch, int part,
+                         int parts) {
     int64_t height = l->kind == INT8 ? 4 : TILE, blocks = (l->n + height - 1) / height;
     for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
         int64_t n = b * height, t = 0;
@@ -308,8 +309,8 @@ static void rotate(const float *x, const float *cosine, const float *sine, int64
 }
 
 // out (width) = softmax(query . keys) values, over `span` slots.
-static void attend(const float *query, const float *keys, const float *values, int64_t span, int64_t width, float *scores,
-                   float *restrict out) {
+static void attend(const float *query, const float *keys, const float *values, int64_t span, int64_t width,
+                   float *scores, float *restrict out) {
     float scale = 1 / sqrtf((float)width), peak = -INFINITY, sum = 0;
     for (int64_t s = 0; s < span; s++) {
         scores[s] = dot(query, keys + s * width, width) * scale;
@@ -323,8 +324,8 @@ static void attend(const float *query, const float *keys, const float *values, i
     for (int64_t i = 0; i < width; i++) out[i] /= sum;
 }
 
-// All query heads of one key/value head: turn, append to the cache (capacity, width), attend. Heads of a row of `joined`
-// are queries, keys, values; the answers take the place of the queries.
+// All query heads of one key/value head: turn, append to the cache (capacity, width), attend. Heads of a row of
+// `joined` are queries, keys, values; the answers take the place of the queries.
 static void attention_share(const Plan *p, float *joined, int64_t pitch, float *key, float *value, int64_t capacity,
                             int64_t length, int64_t span, int64_t g, float *scores) {
     int64_t w = p->width, each = p->heads / p->groups, start = span - length;
@@ -390,7 +391,8 @@ EXPORT void decoder_step(const Plan *p, float *const *keys, float *const *values
             linear_share(&l->qkv, &a, length, joined, wide, part, parts);
 #pragma omp barrier
             for (int64_t g = part; g < p->groups; g += parts)
-                attention_share(p, joined, wide, keys[i], values[i], capacity, length, span, g, scores + part * up(span, 16));
+                attention_share(p, joined, wide, keys[i], values[i], capacity, length, span, g,
+                                scores + part * up(span, 16));
 #pragma omp barrier
             a = place(work, &l->out, length);
             group = l->out.kind == INT8 ? l->out.k : GROUP;

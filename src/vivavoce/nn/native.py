@@ -1,8 +1,8 @@
 """The C kernels of native.c: compiled on first use where a C compiler is there, never needed.
 
-``enable(folder)`` is called once by whoever loads a model; from then on integer layers built by nn/quantized.py keep their
-plain rows and compute in C, and nn/decoder.py passes one conversation through a whole stack in one call. Without a compiler,
-or with VIVA_NATIVE=0 in the environment, everything runs on torch as before; ``status()`` says which, and why.
+``enable(folder)`` is called once by whoever loads a model; from then on integer layers built by nn/quantized.py keep
+their plain rows and compute in C, and nn/decoder.py passes one conversation through a whole stack in one call. Without
+a compiler, or with VIVA_NATIVE=0 in the environment, everything runs on torch; ``status()`` says which, and why.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 class LinearStruct(ctypes.Structure):
     """``Linear`` of native.c."""
 
-    _fields_ = [("kind", _long), ("n", _long), ("k", _long), ("weight", _pointer), ("scale", _pointer), ("bias", _pointer)]
+    _fields_ = [("kind", _long), ("n", _long), ("k", _long),
+                ("weight", _pointer), ("scale", _pointer), ("bias", _pointer)]  # fmt: skip
 
 
 class LayerStruct(ctypes.Structure):
@@ -48,8 +50,8 @@ class LayerStruct(ctypes.Structure):
 class PlanStruct(ctypes.Structure):
     """``Plan`` of native.c."""
 
-    _fields_ = [("n_layers", _long), ("dim", _long), ("heads", _long), ("groups", _long), ("width", _long), ("ffn", _long),
-                ("norm", _pointer), ("table", _pointer), ("context", _long), ("eps", ctypes.c_double),
+    _fields_ = [("n_layers", _long), ("dim", _long), ("heads", _long), ("groups", _long), ("width", _long),
+                ("ffn", _long), ("norm", _pointer), ("table", _pointer), ("context", _long), ("eps", ctypes.c_double),
                 ("layers", _pointer)]  # fmt: skip
 
 
@@ -105,17 +107,18 @@ def library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
             _compile(compiler, file)
         return _load(file), f"C kernels compiled by {Path(compiler).name} in use"
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        return None, f"the C kernels could not be built ({' '.join(str(error).split())[:200]}); models run on torch alone"
+        why = " ".join(str(error).split())[:200]
+        return None, f"the C kernels could not be built ({why}); models run on torch alone"
 
 
 def _fingerprint(compiler: str) -> str:
     """Changes with the source, the flags, the compiler and the processor that "native" means."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=20, check=True).stdout
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.exists() else [platform.processor()]
-    processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features")) or len(lines) == 1})
-    parts = (SOURCE.read_bytes(), repr((FIXED, FLAGS)).encode(), version, "\n".join(processor).encode(),
-             platform.machine().encode())  # fmt: skip
+    about, processor = Path("/proc/cpuinfo"), {platform.machine(), platform.processor()}
+    if about.exists():
+        lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
+        processor |= {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
+    parts = (SOURCE.read_bytes(), repr((FIXED, FLAGS)).encode(), version, "\n".join(sorted(processor)).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
@@ -123,13 +126,15 @@ def _compile(compiler: str, file: Path) -> None:
     """Into a file of another name, then renamed: another process sees all of it or nothing."""
     with tempfile.TemporaryDirectory(dir=file.parent) as room:
         made = Path(room) / "kernels.so"
+        told = b""
         for flags in FLAGS:
             command = [compiler, *FIXED, *flags, str(SOURCE), "-o", str(made), "-lm"]
             run = subprocess.run(command, capture_output=True, timeout=120, check=False, cwd=room)
+            told = run.stderr
             if run.returncode == 0:
                 break
-        else:
-            raise OSError(run.stderr.decode(errors="replace") or "the compiler failed")
+        if not made.exists():
+            raise OSError(told.decode(errors="replace") or "the compiler made nothing")
         _seal(file).write_text(hashlib.sha256(made.read_bytes()).hexdigest(), encoding="ascii")
         made.replace(file)
 
@@ -155,7 +160,7 @@ def _load(file: Path) -> ctypes.CDLL:
 
 
 class NativeLinear:
-    """One layer for the C kernels: x (..., K) float32 -> (..., N). Keeps the tensors alive that ``struct`` points to."""
+    """One layer for the C kernels: x (..., K) float32 -> (..., N). Keeps alive what ``struct`` points to."""
 
     def __init__(self, kind: int, n: int, k: int, weight: Tensor, scale: Tensor | None, bias: Tensor | None):
         assert _library is not None
@@ -203,8 +208,8 @@ class NativeStack:
 
     def __init__(self, sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]],
                  linears: list[tuple[NativeLinear, ...]], norm: Tensor, table: Tensor):  # fmt: skip
-        """sizes: dim, heads, key/value heads, head width, feed-forward width; norms and linears (qkv, out, gate_up, down)
-        per layer; table (2, context, head width)."""
+        """sizes: dim, heads, key/value heads, head width, feed-forward width; norms and linears (qkv, out, gate_up,
+        down) per layer; table (2, context, head width)."""
         self._library = linears[0][0]._library
         self._kept = (norms, linears, norm, table)
         self.capacity = 0
@@ -245,17 +250,17 @@ class NativeStack:
         x, length = x.contiguous(), x.shape[1]
         if not length <= span <= min(self.capacity, self.plan.context) or x.shape[2] != self.plan.dim:
             return None
-        threads = torch.get_num_threads()
-        plan, y = ctypes.byref(self.plan), torch.empty_like(x)
+        threads, plan, y = torch.get_num_threads(), ctypes.byref(self.plan), torch.empty_like(x)
         work = torch.empty(self._library.decoder_bytes(plan, length, span, threads), dtype=torch.uint8)
         self._library.decoder_step(
-            plan, self._keys, self._values, self.capacity, span, length, x.data_ptr(), y.data_ptr(), work.data_ptr(), threads
-        )
+            plan, self._keys, self._values, self.capacity, span, length, x.data_ptr(), y.data_ptr(), work.data_ptr(),
+            threads,
+        )  # fmt: skip
         return y
 
 
-def stack(sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]], linears: list[tuple[object, ...]],
-          norm: Tensor, table: Tensor) -> NativeStack | None:  # fmt: skip
+def stack(sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]],
+          linears: Sequence[tuple[object, ...]], norm: Tensor, table: Tensor) -> NativeStack | None:  # fmt: skip
     """A :class:`NativeStack` of these parts, or None where one of them is not for the C kernels."""
     dim, heads, groups, width, ffn = sizes
     joined, seen = (heads + 2 * groups) * width, heads * width
@@ -266,10 +271,8 @@ def stack(sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]]
         if tuple((kernel.struct.n, kernel.struct.k) for kernel in kernels) != wanted:
             return None
         ready.append(kernels)
-    plain = all(
-        tensor.dtype == torch.float32 and tensor.shape == (dim,) and tensor.is_contiguous() and tensor.device.type == "cpu"
-        for tensor in (norm, *(gain for pair in norms for gain in pair))
-    )
-    if not plain or width > MAX_WIDTH or width % 2:
+    gains = (norm, *(gain for pair in norms for gain in pair))
+    plain = all(gain.dtype == torch.float32 and gain.shape == (dim,) and gain.is_contiguous() for gain in gains)
+    if not plain or any(gain.device.type != "cpu" for gain in gains) or width > MAX_WIDTH or width % 2:
         return None
     return NativeStack(sizes, eps, norms, ready, norm, table)

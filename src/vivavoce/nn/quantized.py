@@ -1,8 +1,8 @@
-"""Linear layers that compute on integer weights of 8 or 4 bits: a quarter or an eighth of the bytes of float32 per step.
+"""Linear layers that compute on integer weights of 8 or 4 bits: a quarter or a sixth of the bytes of float32 per step.
 
-8 bits: weights are symmetric with one scale per output row. 4 bits: a scale and a lowest value per 32 weights. Activations
-are quantised on the fly to 8 bits, each row by its own largest value, so that one loud row cannot coarsen the others and
-rows of a batch do not touch each other.
+8 bits: weights are symmetric with one scale per output row. 4 bits: a scale and a lowest value per 32 weights.
+Activations are quantised on the fly to 8 bits, each row by its own largest value, so that one loud row cannot coarsen
+the others and rows of a batch do not touch each other.
 
     x (..., K) -> / row maximum -> 8 bit x int8 -> int32 -> float32 x row maximum x weight scale + bias -> (..., N)
 
@@ -48,8 +48,8 @@ class TorchInt8:
         else:
             # the kernel has one range for all rows: bring each to it by its own largest value
             peak = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_min_(1e-12)
-            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / peak, 1 / LEVELS, 128, self._packed)
-            y.mul_(peak)
+            multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+            y = multiply(x / peak, 1 / LEVELS, 128, self._packed).mul_(peak)
         return y if self._bias is None else y.add_(self._bias)
 
 
@@ -120,8 +120,8 @@ def unpack_tiles(tiles: Tensor, rows: int) -> Tensor:
 
 
 class Int4Linear(nn.Module):
-    """A linear layer over 4-bit levels with a scale and a lowest value per 32 weights, exactly as published files of the
-    types Q4_0, Q4_1 and Q4_K hold them; little more than half the memory of int8. Inference on a CPU only.
+    """A linear layer over 4-bit levels with a scale and a lowest value per 32 weights, as published files of the types
+    Q4_0, Q4_1 and Q4_K hold them; little more than half the memory of int8. Inference on a CPU only.
 
     tiles as :func:`pack_tiles` gives them; they may stay memory-mapped. Without the C kernels the groups become int8
     rows, which torch multiplies faster than it does 4 bits.
@@ -168,13 +168,13 @@ def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
     for name in sorted(layers & known):  # one after another: only one layer's file pages are in memory at a time
         old = module.get_submodule(name)
         weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
-        bias = tensors[f"{name}.bias"] if f"{name}.bias" in tensors else None
+        bias = tensors.get(f"{name}.bias")
         new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
     for name in sorted({key.removesuffix(".tiles") for key in tensors if key.endswith(".tiles")} & known):
         old, bias = module.get_submodule(name), f"{name}.bias"
         assert isinstance(old, nn.Linear)
-        new = Int4Linear(tensors[f"{name}.tiles"], old.out_features, tensors[bias] if bias in tensors else None)
+        new = Int4Linear(tensors[f"{name}.tiles"], old.out_features, tensors.get(bias))
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
         taken |= {f"{name}.tiles", bias}
     return {key: tensors[key] for key in tensors if key not in taken}
