@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.errors import CheckpointError
 from vivavoce.nn import native
 
 LEVELS = 127.0  # symmetric: -127 .. 127, so that negation is exact
@@ -172,9 +173,11 @@ def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
         new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
     for name in sorted({key.removesuffix(".tiles") for key in tensors if key.endswith(".tiles")} & known):
-        old, bias = module.get_submodule(name), f"{name}.bias"
-        assert isinstance(old, nn.Linear)
-        new = Int4Linear(tensors[f"{name}.tiles"], old.out_features, tensors.get(bias))
+        bias = f"{name}.bias"
+        tiles, shape = tensors[f"{name}.tiles"], tuple(module.get_parameter(f"{name}.weight").shape)
+        if tuple(tiles.shape) != (-(-shape[0] // TILE), shape[1] // GROUP, 20 * TILE) or tiles.dtype != torch.uint8:
+            raise CheckpointError(f"the 4-bit weights of {name} do not fit its size: pull the model again")
+        new = Int4Linear(tiles, shape[0], tensors.get(bias))
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
         taken |= {f"{name}.tiles", bias}
     return {key: tensors[key] for key in tensors if key not in taken}
