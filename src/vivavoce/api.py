@@ -39,9 +39,10 @@ from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError, nearest
 from vivavoce.inspection import CONFIG, doctor, find_layout, inspect, is_native, set_threads
 from vivavoce.lm.llama import Llama, LlamaConfig
-from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer
+from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer, state_shapes
 from vivavoce.lm.llama_four_bit import import_int4
-from vivavoce.nn.quantized import quantize_linears
+from vivavoce.nn import native
+from vivavoce.nn.quantized import quantize_linears, unpack_tiles
 from vivavoce.text.phonemes import EspeakPhonemizer, LexiconPhonemizer, Phonemizer
 from vivavoce.text.tokenizer import Tokenizer
 from vivavoce.tts import Speech
@@ -110,6 +111,8 @@ def load(
     default on a CPU, where a system has it) or "float32".
     """
     options = _Options(_device(device), dtype, dict(parts or {}))
+    if options.int8:
+        native.enable(store.cache_dir() / "kernels")
     text = str(name_or_path)
     if text in SOURCES:
         return _from_native(store.locate(text), text, options)
@@ -174,8 +177,9 @@ def _from_native(folder: Path, name: str, options: _Options) -> Any:
         return _native_voice(about, options)
     if about.system == "llama":
         options.no_parts()
-        tensors = about.tensors() if options.int8 else _floats(about.tensors())
-        model = build(Llama, from_dict(LlamaConfig, about.config), tensors).to(options.device)
+        config = from_dict(LlamaConfig, about.config)
+        tensors = about.tensors() if options.int8 else _floats(about.tensors(), state_shapes(config))
+        model = build(Llama, config, tensors).to(options.device)
         return TextModel(model, Tokenizer.from_file(folder / "tokenizer.json"))
     if about.system == "silero":
         options.no_parts()
@@ -183,14 +187,18 @@ def _from_native(folder: Path, name: str, options: _Options) -> Any:
     raise CheckpointError(f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull it again")
 
 
-def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Int8 rows and their scales multiplied out."""
+def _floats(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Int8 rows and 4-bit groups multiplied out with their scales."""
     scales = {key for key in tensors if key.endswith(".weight_scale")}
-    return {
+    made = {
         key: tensor.float() * tensors[f"{key}_scale"][:, None] if f"{key}_scale" in scales else tensor
         for key, tensor in tensors.items()
-        if key not in scales
+        if key not in scales and not key.endswith(".tiles")
     }
+    for key in (key for key in tensors if key.endswith(".tiles")):
+        weight = key.removesuffix("tiles") + "weight"
+        made[weight] = unpack_tiles(tensors[key], shapes[weight][0])
+    return made
 
 
 def _native_silero(about: NativeFolder, narrow: bool = False) -> Silero:

@@ -32,6 +32,7 @@ from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.errors import CheckpointError
 from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.lm.llama_files import int8_parts, read_tokenizer
+from vivavoce.lm.llama_four_bit import has_four_bits, int4_parts, int4_shapes
 from vivavoce.tts.vits_files import open_vits
 
 CHATML = ("<|im_start|>", "<|im_end|>")
@@ -58,9 +59,11 @@ def convert_llama(weights: Path, files: Mapping[str, Path], folder: Path) -> Non
     """A GGUF file, or safetensors with their side files; the layers pass one by one, so memory stays small."""
     checkpoint = open_checkpoint(weights)
     tokenizer, _ = read_tokenizer(checkpoint)
-    config, parts = int8_parts(checkpoint)
+    four = has_four_bits(checkpoint)  # what was published in 4 bits stays in 4 bits
+    config, parts = int4_parts(checkpoint) if four else int8_parts(checkpoint)
     save_native(folder, "llama", config, {}, chat_settings(tokenizer.specials))
-    write_parts(folder / "model.safetensors", _int8_shapes(config), parts)
+    shapes = int4_shapes(checkpoint) if four else _int8_shapes(config)
+    write_parts(folder / "model.safetensors", shapes, parts)
     tokenizer.save(folder / "tokenizer.json")
 
 
@@ -83,10 +86,10 @@ def write_parts(
     """A safetensors file whose tensors come in parts, in any order; ``shapes`` tells type and shape beforehand."""
     about, end = {}, 0
     for key, (kind, shape) in shapes.items():
-        begin, end = end, end + math.prod(shape) * (1 if kind == "I8" else 4)
+        begin, end = end, end + math.prod(shape) * (4 if kind == "F32" else 1)
         about[key] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     head = json.dumps(about, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
+    head += b" " * (-(8 + len(head)) % 64)  # matrices that stay mapped begin on a cache line
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         file.truncate(file.tell() + end)

@@ -28,6 +28,7 @@ from vivavoce.checkpoints.read import Checkpoint, open_checkpoint, read_json
 from vivavoce.checkpoints.rules import Layout, detect
 from vivavoce.checkpoints.sources import SOURCES
 from vivavoce.errors import CheckpointError, ConfigError, UnknownNameError, nearest
+from vivavoce.nn import native
 from vivavoce.nn.quantized import Int8Linear
 
 CONFIG = "config.json"
@@ -134,11 +135,13 @@ class Check:
 def doctor(threads: int | None = None) -> list[Check]:
     """What this machine offers: versions, processor, extras, cache."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    native.enable(store.cache_dir() / "kernels")
     checks = [
         Check("python", platform.python_version(), sys.version_info >= (3, 11), "use Python 3.11 or newer"),
         Check("torch", torch.__version__),
         Check("threads", f"{set_threads(threads)} of {cores} cores"),
         Check("processor", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {_flags()}"),
+        Check("kernels", native.status(), native.active(), "install a C compiler (gcc) for quicker language models"),
         Check("int8", _int8_gain()),
         Check("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
         *_extras(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vivavoce.checkpoints.gguf import BY_NAME, dequantise, four_bit_groups
-from vivavoce.nn.quantized import Int4Linear
+from vivavoce.nn.quantized import Int4Linear, pack_tiles
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
@@ -25,10 +25,10 @@ def test_layer_equals_the_dequantised_matrix(kind: str) -> None:
     weight = torch.from_numpy(dequantise(kind, blocks))
     exact = levels.float().view(n, -1, 32) * scale[..., None] + low[..., None]
     torch.testing.assert_close(exact.view(n, k), weight, rtol=1e-6, atol=1e-6)
-    layer = Int4Linear(levels, scale, low, torch.arange(float(n)))
+    layer = Int4Linear(pack_tiles(levels, scale, low), n, torch.arange(float(n)))
     x = torch.randn(3, 5, k, generator=torch.Generator().manual_seed(0))
     wanted = x @ weight.T + torch.arange(float(n))
-    assert (layer(x) - wanted).norm() / wanted.norm() < 5e-3  # activations, scales and lowest values are bfloat16
+    assert (layer(x) - wanted).norm() / wanted.norm() < 1.5e-2  # activations are rounded to 8 bits
 
 
 def test_other_types_are_left_to_int8() -> None:

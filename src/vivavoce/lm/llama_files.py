@@ -6,7 +6,8 @@ Quantised GGUF weights are turned row by row into int8 with a scale: the same in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,22 +113,28 @@ def layout_of(checkpoint: Checkpoint, config: LlamaConfig) -> Layout:
 def import_llama(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
     """Configuration and our float state dict."""
     config = read_config(checkpoint)
+    return config, import_weights(layout_of(checkpoint, config), checkpoint.tensors, state_shapes(config))
+
+
+def state_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the float state dict."""
     with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
-    return config, import_weights(layout_of(checkpoint, config), checkpoint.tensors, shapes)
+        return {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
 
 
-def int8_parts(checkpoint: Checkpoint) -> tuple[LlamaConfig, Iterator[dict[str, Tensor]]]:
+def int8_parts(
+    checkpoint: Checkpoint, left: Mapping[str, Sequence[str]] | None = None
+) -> tuple[LlamaConfig, Iterator[dict[str, Tensor]]]:
     """Configuration and int8 state dict in parts: ``X.weight`` (N, K) int8, ``X.weight_scale`` (N,); the rest float32.
     A tied head is left out.
 
     A part is what stands outside the layers, then one layer at a time. Weights are dequantised and rounded a few rows
-    at a time, so no float copy of a matrix is ever there.
+    at a time, so no float copy of a matrix is ever there. ``left``: keys of ours that somebody else makes, with the
+    names in the file that they come from.
     """
     config = read_config(checkpoint)
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
-    return config, _int8_parts(checkpoint, layout_of(checkpoint, config), shapes, config.tied)
+    shapes = state_shapes(config)
+    return config, _int8_parts(checkpoint, layout_of(checkpoint, config), shapes, config.tied, left or {})
 
 
 def import_int8(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]:
@@ -137,9 +144,15 @@ def import_int8(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]
 
 
 def _int8_parts(
-    checkpoint: Checkpoint, layout: Layout, shapes: Mapping[str, tuple[int, ...]], tied: bool
+    checkpoint: Checkpoint,
+    layout: Layout,
+    shapes: Mapping[str, tuple[int, ...]],
+    tied: bool,
+    left: Mapping[str, Sequence[str]],
 ) -> Iterator[dict[str, Tensor]]:
+    passed = {name for names in left.values() for name in names}
     for names, ours in _parts(checkpoint.tensors, shapes):
+        names, ours = [n for n in names if n not in passed], {key: ours[key] for key in ours if key not in left}
         floats: dict[str, Tensor] = {}
         rows: dict[str, Tensor] = {}
         scales: dict[str, Tensor] = {}
@@ -150,6 +163,8 @@ def _int8_parts(
                 rows[name], scale = int8_rows(checkpoint.tensors, name)
                 scales[name] = scale[:, None]
         table = _rows_for(layout, ours)
+        if left:  # a row may have nothing left to do; what is still wanted is missed all the same
+            table = tuple(replace(row, optional=True) for row in table)
         part = import_weights(Layout(layout.name, (), table), {**rows, **floats}, ours)
         # every operation on matrices of this family moves whole rows, so the scales take the same way
         matrices = tuple(row for row in table if not any("norm" in key for key in row.own))

@@ -2,8 +2,8 @@
 
     x (B, T, D) -> [ + attention(norm x) -> + down(silu(gate(norm x)) * up(norm x)) ] x layers -> norm -> (B, T, D)
 
-Query, key and value are one matrix, gate and up another. Rotary pairs are halves of a head (as transformers stores them);
-layouts with interleaved pairs are converted on import.
+Query, key and value are one matrix, gate and up another. Rotary pairs are halves of a head (as transformers stores
+them); layouts with interleaved pairs are converted on import.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.nn import native
 from vivavoce.nn.attention import KVCache, append, attend, init_cache, join_heads, visible
 
 
@@ -53,9 +54,8 @@ def rope_table(context: int, head_dim: int, base: float) -> Tensor:
     """(2, context, head_dim): cosines, and sines whose first half is negative, as :func:`rotate` wants them."""
     rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.outer(torch.arange(context, dtype=torch.float64), rates)
-    return torch.stack(
-        [torch.cat([angles.cos(), angles.cos()], 1), torch.cat([-angles.sin(), angles.sin()], 1)]
-    ).float()
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cosine, cosine], 1), torch.cat([-sine, sine], 1)]).float()
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -101,6 +101,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.n_layers)])
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self._table: Tensor | None = None
+        self._stack: native.NativeStack | None = None
 
     def init_state(self, batch: int, capacity: int | None = None) -> tuple[KVCache, ...]:
         """Empty caches of ``capacity`` positions (default: the context)."""
@@ -118,6 +119,10 @@ class Decoder(nn.Module):
         position, length = state[0].position, x.shape[1]
         if span is None:
             span = int(position.max()) + length
+        native_step = self._native_step(x, state, span)
+        if native_step is not None:
+            position = position + length
+            return native_step, tuple([KVCache(cache.key, cache.value, position) for cache in state])
         steps = position[:, None] + torch.arange(length, device=x.device)  # (B, T)
         cosine, sine = self._angles(x)[:, steps][:, :, None]  # each (B, 1, T, head)
         mask = visible(position, length, span)
@@ -130,6 +135,29 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The whole sequence at once: step in one piece."""
         return self.step(x, self.init_state(x.shape[0], x.shape[1]), x.shape[1])[0]
+
+    def _native_step(self, x: Tensor, state: tuple[KVCache, ...], span: int) -> Tensor | None:
+        """The step in C, where it may be taken there: one conversation, inference, integer layers."""
+        if x.shape[0] != 1 or x.dtype != torch.float32 or torch.is_grad_enabled() or x.device.type != "cpu":
+            return None
+        if self._stack is None and native.active():
+            self._stack = self._plan()
+        if self._stack is None or not self._stack.takes([c.key for c in state], [c.value for c in state]):
+            return None
+        return self._stack.step(x, span)
+
+    def _plan(self) -> native.NativeStack | None:
+        c = self.config
+        layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+        linears = [
+            tuple(getattr(part, "kernel", None) for part in (layer.qkv, layer.out, layer.gate_up, layer.down))
+            for layer in layers
+        ]
+        norms: list[tuple[Tensor, Tensor]] = [(n.attention_norm.weight, n.ffn_norm.weight) for n in layers]
+        return native.stack(
+            (c.dim, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim), c.norm_eps, norms, linears, self.norm.weight,
+            self._angles(self.norm.weight),
+        )  # fmt: skip
 
     def _angles(self, like: Tensor) -> Tensor:
         # a table, not a buffer: it follows from the configuration and must not depend on how weights were loaded

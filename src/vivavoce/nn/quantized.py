@@ -1,10 +1,12 @@
-"""Linear layers that compute on 8-bit integer weights: about a quarter of the bytes of float32 per step.
+"""Linear layers that compute on integer weights of 8 or 4 bits: a quarter or a sixth of the bytes of float32 per step.
 
-Weights are symmetric int8 with one scale per output row; activations are quantised on the fly to 8 bits. One row is
-quantised with its own range by the kernel; several rows are first brought to a common range, each by its own largest
-value, so that one loud row cannot coarsen the others and rows of a batch do not touch each other.
+8 bits: weights are symmetric with one scale per output row. 4 bits: a scale and a lowest value per 32 weights.
+Activations are quantised on the fly to 8 bits, each row by its own largest value, so that one loud row cannot coarsen
+the others and rows of a batch do not touch each other.
 
-    x (..., K) -> / row maximum -> uint8 x int8 -> int32 -> float32 x row maximum x weight scale + bias -> (..., N)
+    x (..., K) -> / row maximum -> 8 bit x int8 -> int32 -> float32 x row maximum x weight scale + bias -> (..., N)
+
+What multiplies is chosen when a layer is built: the C kernels (nn/native.py) where they are enabled, else torch's own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vivavoce.errors import CheckpointError
+from vivavoce.nn import native
 
 LEVELS = 127.0  # symmetric: -127 .. 127, so that negation is exact
 
@@ -25,28 +31,42 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
-def _pack(weight: Tensor, scale: Tensor):
-    """Hand int8 rows and their scales to the kernel library, which keeps its own rearranged copy."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tensor class is deprecated, the kernels are not
-        rows = torch._make_per_channel_quantized_tensor(
-            weight.contiguous(), scale.double(), torch.zeros(scale.shape[0], dtype=torch.long), 0
-        )
-        return torch.ops.quantized.linear_prepack(rows, None)
+class TorchInt8:
+    """x (..., K) times int8 rows by torch's kernels, which keep their own rearranged copy of the rows."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
+        self._bias = bias
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tensor class is deprecated, the kernels are not
+            rows = torch._make_per_channel_quantized_tensor(
+                weight.contiguous(), scale.double(), torch.zeros(scale.shape[0], dtype=torch.long), 0
+            )
+            self._packed = torch.ops.quantized.linear_prepack(rows, None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[-1]:
+            y = torch.ops.quantized.linear_dynamic(x, self._packed, False)
+        else:
+            # the kernel has one range for all rows: bring each to it by its own largest value
+            # (the infinity norm is not vectorised and takes twenty times as long)
+            peak = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True)).clamp_min_(1e-12)
+            multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+            y = multiply(x / peak, 1 / LEVELS, 128, self._packed).mul_(peak)
+        return y if self._bias is None else y.add_(self._bias)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer over packed int8 weights (N, K) with per-row scales; inference on a CPU only.
+    """A linear layer over int8 weights (N, K) with per-row scales; inference on a CPU only.
 
-    The packed weight is the kernel library's own object, so it is not in ``state_dict``: keep the int8 rows and scales of
+    The weight is the kernel's own, so it is not in ``state_dict``: keep the int8 rows and scales of
     :func:`quantize_rows` in the file and build the layer from them.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed = _pack(weight, scale)
-        self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
+        bias = None if bias is None else bias.detach().float().clone()
+        self.kernel = native.int8_linear(weight, scale, bias) or TorchInt8(weight, scale, bias)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Int8Linear:
@@ -55,16 +75,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) float32 -> (..., N) float32."""
-        if x.numel() == x.shape[-1]:
-            y = torch.ops.quantized.linear_dynamic(x, self._packed, False)
-        else:
-            # twenty times faster than the infinity norm, which is not vectorised
-            peak = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True)).clamp_min_(1e-12)
-            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                x / peak, 1 / LEVELS, 128, self._packed
-            )
-            y.mul_(peak)
-        return y if self.bias is None else y.add_(self.bias)
+        return self.kernel(x)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -80,28 +91,58 @@ def quantize_linears(module: nn.Module, chosen: Callable[[str, nn.Linear], bool]
 
 
 GROUP = 32  # weights that share a scale in the 4-bit types
+TILE = 16  # rows that lie interleaved
+
+
+def pack_tiles(levels: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    """A 4-bit matrix in the order in which nn/native.c reads it: uint8 (N / 16 rounded up, K / 32, 320).
+
+    levels (N, K) uint8, 0 to 15; scale and low (N, K / 32); weight = level * scale + low. A tile holds one group of 16
+    rows: 16 levels bytes a row, four bytes of each row in turn, with weights 0 to 15 in the low halves and 16 to 31 in
+    the high ones; then 16 scales and 16 lowest values in half precision.
+    """
+    n, groups = scale.shape
+    halves = levels.view(n, groups, 2, GROUP // 2)
+    packed = halves[:, :, 0] | halves[:, :, 1] << 4
+    numbers = torch.stack([scale, low], dim=2).half().view(torch.uint8).view(n, groups, 2, 2)
+    spare = -n % TILE
+    packed, numbers = F.pad(packed, (0, 0, 0, 0, 0, spare)), F.pad(numbers, (0, 0, 0, 0, 0, 0, 0, spare))
+    packed = packed.view(-1, TILE, groups, 4, 4).permute(0, 2, 3, 1, 4).reshape(-1, groups, 16 * TILE)
+    numbers = numbers.view(-1, TILE, groups, 2, 2).permute(0, 2, 3, 1, 4).reshape(-1, groups, 4 * TILE)
+    return torch.cat([packed, numbers], dim=2)
+
+
+def unpack_tiles(tiles: Tensor, rows: int) -> Tensor:
+    """The float32 matrix (rows, K) that tiles stand for: the inverse of :func:`pack_tiles`."""
+    groups = tiles.shape[1]
+    packed = tiles[:, :, : 16 * TILE].reshape(-1, groups, 4, TILE, 4).permute(0, 3, 1, 2, 4).reshape(-1, groups, 16)
+    numbers = tiles[:, :, 16 * TILE :].contiguous().view(torch.float16).view(-1, groups, 2, TILE)
+    scale, low = numbers.permute(2, 0, 3, 1).reshape(2, -1, groups, 1).float()
+    return torch.cat([packed & 15, packed >> 4], dim=2).float().mul_(scale).add_(low).flatten(1)[:rows]
 
 
 class Int4Linear(nn.Module):
-    """A linear layer over 4-bit levels (N, K) with a scale and a lowest value per 32 weights, exactly as published files of
-    the types Q4_0, Q4_1 and Q4_K hold them; half the memory of int8, activations in bfloat16. Inference on a CPU only.
+    """A linear layer over 4-bit levels with a scale and a lowest value per 32 weights, as published files of the types
+    Q4_0, Q4_1 and Q4_K hold them; little more than half the memory of int8. Inference on a CPU only.
+
+    tiles as :func:`pack_tiles` gives them; they may stay memory-mapped. Without the C kernels the groups become int8
+    rows, which torch multiplies faster than it does 4 bits.
     """
 
-    def __init__(self, levels: Tensor, scale: Tensor, low: Tensor, bias: Tensor | None):
+    def __init__(self, tiles: Tensor, out_features: int, bias: Tensor | None):
         super().__init__()
-        self.out_features, self.in_features = levels.shape
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
-        # the kernel counts levels from 8
-        groups = torch.stack([scale, low + 8 * scale], dim=-1).transpose(0, 1)  # (K / 32, N, 2)
-        self.register_buffer("groups", groups.contiguous().bfloat16(), persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
+        self.out_features, self.in_features = out_features, GROUP * tiles.shape[1]
+        bias = None if bias is None else bias.detach().float().clone()
+        self.kernel = native.int4_linear(tiles, out_features, bias) or TorchInt8(
+            *quantize_rows(unpack_tiles(tiles, out_features)), bias
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) float32 -> (..., N) float32."""
-        flat = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self._packed, GROUP, self.groups).float()
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y.add_(self.bias)
+        return self.kernel(x)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 class Int8Embedding(nn.Module):
@@ -119,7 +160,7 @@ class Int8Embedding(nn.Module):
 
 def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace every layer whose weight is stored as integers by its integer form: int8 rows (``X.weight`` beside
-    ``X.weight_scale``), or 4-bit groups (``X.levels``, ``X.group_scale``, ``X.group_low``).
+    ``X.weight_scale``), or 4-bit groups (``X.tiles``).
 
     Returns the tensors that are left for ``load_state_dict``.
     """
@@ -129,12 +170,15 @@ def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
     for name in sorted(layers & known):  # one after another: only one layer's file pages are in memory at a time
         old = module.get_submodule(name)
         weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
-        bias = tensors[f"{name}.bias"] if f"{name}.bias" in tensors else None
+        bias = tensors.get(f"{name}.bias")
         new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
-    for name in sorted({key.removesuffix(".levels") for key in tensors if key.endswith(".levels")} & known):
-        parts = [f"{name}.{part}" for part in ("levels", "group_scale", "group_low", "bias")]
-        new = Int4Linear(*(tensors[key] for key in parts[:3]), tensors[parts[3]] if parts[3] in tensors else None)
+    for name in sorted({key.removesuffix(".tiles") for key in tensors if key.endswith(".tiles")} & known):
+        bias = f"{name}.bias"
+        tiles, shape = tensors[f"{name}.tiles"], tuple(module.get_parameter(f"{name}.weight").shape)
+        if tuple(tiles.shape) != (-(-shape[0] // TILE), shape[1] // GROUP, 20 * TILE) or tiles.dtype != torch.uint8:
+            raise CheckpointError(f"the 4-bit weights of {name} do not fit its size: pull the model again")
+        new = Int4Linear(tiles, shape[0], tensors.get(bias))
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
-        taken.update(parts)
+        taken |= {f"{name}.tiles", bias}
     return {key: tensors[key] for key in tensors if key not in taken}

@@ -1,0 +1,429 @@
+// Linear layers over 8- and 4-bit weights, and one pass through a whole decoder stack (nn/decoder.py), for a CPU.
+//
+// Weights stay as they are in memory; activations are rounded to signed 8 bits on the fly, in groups with a scale each.
+// Products are exact integers, and every sum of floats runs in an order that does not depend on how many rows are
+// computed at once or by how many threads: a row's result never depends on its neighbours.
+//
+// Letters: T rows of activations, N outputs, K inputs, D width of the stack, G key/value heads.
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#include <immintrin.h>
+#define VNNI 1
+#else
+#define VNNI 0
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#define THREADS omp_get_num_threads()
+#else
+#define THREAD 0
+#define THREADS 1
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define EXPORT __attribute__((visibility("default")))
+#define GROUP 32               // weights that share a scale in the 4-bit form
+#define TILE 16                // rows of a 4-bit matrix that lie interleaved: one lane of a register each
+#define TILE_BYTES (TILE * 20) // per group: 16 bytes of levels, 2 of scale, 2 of lowest value, for each of 16 rows
+
+enum { INT8 = 8, INT4 = 4 };
+
+// A layer. INT8: weight is (N, K) int8, scale (N). INT4: weight is (N / 16, K / 32, 320) bytes, the tiles of
+// nn/quantized.py: pack_tiles; scale is unused.
+typedef struct {
+    int64_t kind, n, k;
+    const void *weight;
+    const float *scale, *bias; // bias may be NULL
+} Linear;
+
+// T rows of rounded activations: x ~ q * scale per group; sum is the sum of a group's q (exact in a float).
+typedef struct {
+    int8_t *q; // (T, stride), zeros behind K
+    float *scale, *sum; // (T, groups)
+    int64_t stride, groups;
+} Active;
+
+INLINE int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Round one row of K floats in groups. The loops are plain so that any compiler turns them into vectors: the largest
+// magnitude is found on the bits, and adding 1.5 * 2^23 rounds to the nearest integer.
+static void quantise(const float *restrict x, int64_t k, int64_t group, const Active *a, int64_t t) {
+    int8_t *restrict q = a->q + t * a->stride;
+    for (int64_t g = 0; g < a->groups; g++) {
+        int64_t from = g * group, to = from + group < k ? from + group : k;
+        int32_t peak = 0;
+        for (int64_t i = from; i < to; i++) {
+            int32_t bits;
+            memcpy(&bits, x + i, 4);
+            bits &= 0x7fffffff;
+            peak = bits > peak ? bits : peak;
+        }
+        float largest;
+        memcpy(&largest, &peak, 4);
+        float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+        int32_t sum = 0;
+        for (int64_t i = from; i < to; i++) {
+            float moved = x[i] * inverse + 12582912.0f;
+            int32_t bits;
+            memcpy(&bits, &moved, 4);
+            bits -= 0x4b400000;
+            q[i] = (int8_t)bits;
+            sum += bits;
+        }
+        a->scale[t * a->groups + g] = largest / 127.0f;
+        a->sum[t * a->groups + g] = (float)sum;
+    }
+    memset(q + k, 0, (size_t)(a->stride - k));
+}
+
+// Where rounded activations of a layer lie in a workspace.
+static Active place(void *work, const Linear *l, int64_t t) {
+    int64_t stride = up(l->k, 64), groups = l->kind == INT8 ? 1 : l->k / GROUP;
+    float *floats = (float *)((char *)work + t * stride);
+    return (Active){work, floats, floats + t * groups, stride, groups};
+}
+
+static int64_t place_bytes(const Linear *l, int64_t t) {
+    return up(t * (up(l->k, 64) + 8 * (l->kind == INT8 ? 1 : l->k / GROUP)), 64);
+}
+
+#if VNNI
+// The sums of four registers' lanes, in the lanes of one small register.
+INLINE __m128i four_sums(__m512i a, __m512i b, __m512i c, __m512i d) {
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i two = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
+}
+#endif
+
+// y[t][n .. n + 3] for four rows of int8 (fewer at the end of the matrix) and `count` rows of activations from t, a
+// constant once inlined, so that sums live in registers and a vector of weights is loaded once for all t.
+INLINE void int8_block(const Linear *l, const Active *a, int64_t n, int64_t t, int count, float *y, int64_t pitch) {
+    int32_t dot[4][4];
+    int rows = l->n - n < 4 ? (int)(l->n - n) : 4;
+    const int8_t *w[4], *q = a->q + t * a->stride;
+    for (int r = 0; r < 4; r++) w[r] = (const int8_t *)l->weight + (n + (r < rows ? r : 0)) * l->k;
+#if VNNI
+    // vpdpbusd wants its first factor unsigned: 128 is added to the weights (a flipped top bit) and taken off the sum
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    __m512i sum[4][4];
+#pragma GCC unroll 4
+    for (int c = 0; c < count; c++)
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) sum[c][r] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < l->k; i += 64) {
+        __mmask64 here = l->k - i < 64 ? ~0ull >> (64 - (l->k - i)) : ~0ull;
+        __m512i x[4];
+#pragma GCC unroll 4
+        for (int c = 0; c < count; c++) x[c] = _mm512_loadu_si512(q + c * a->stride + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+            // four short streams are more than the processor foresees by itself
+            if (t == 0) _mm_prefetch((const char *)w[0] + 4 * l->k + 4096 + 4 * i + 64 * r, _MM_HINT_T0);
+            __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(here, w[r] + i), flip);
+#pragma GCC unroll 4
+            for (int c = 0; c < count; c++) sum[c][r] = _mm512_dpbusd_epi32(sum[c][r], v, x[c]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < count; c++)
+        _mm_storeu_si128((__m128i *)dot[c], _mm_sub_epi32(four_sums(sum[c][0], sum[c][1], sum[c][2], sum[c][3]),
+                                                         _mm_set1_epi32(128 * (int32_t)a->sum[t + c])));
+#else
+    for (int c = 0; c < count; c++)
+        for (int r = 0; r < 4; r++) {
+            int32_t sum = 0;
+            for (int64_t i = 0; i < l->k; i++) sum += w[r][i] * q[c * a->stride + i];
+            dot[c][r] = sum;
+        }
+#endif
+    for (int c = 0; c < count; c++)
+        for (int r = 0; r < rows; r++) {
+            float value = (float)dot[c][r] * (a->scale[t + c] * l->scale[n + r]);
+            y[(t + c) * pitch + n + r] = l->bias ? value + l->bias[n + r] : value;
+        }
+}
+
+INLINE float half(const uint8_t *p) {
+    uint32_t h = p[0] | (uint32_t)p[1] << 8, exponent = h >> 10 & 31, fraction = h & 1023;
+    float value = exponent ? ldexpf((float)(fraction | 1024), (int)exponent - 25) : ldexpf((float)fraction, -24);
+    return h >> 15 ? -value : value;
+}
+
+// y[t][n] for 16 interleaved rows of levels. The four bytes of a lane are four weights of its row; the same four
+// activations are broadcast to all lanes, so nothing has to be summed across a register.
+INLINE void int4_block(const Linear *l, const Active *a, int64_t n, int64_t t, int count, float *y, int64_t pitch) {
+    const uint8_t *p = (const uint8_t *)l->weight + n / TILE * a->groups * TILE_BYTES;
+    float out[4][TILE];
+#if VNNI
+    const __m512i mask = _mm512_set1_epi8(15);
+    __m512 total[4];
+#pragma GCC unroll 4
+    for (int c = 0; c < count; c++) total[c] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < a->groups; g++, p += TILE_BYTES) {
+        __m512i first[4], last[4]; // weights 0 .. 15 of the group, and 16 .. 31
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            __m512i packed = _mm512_loadu_si512(p + 64 * j);
+            first[j] = _mm512_and_si512(packed, mask);
+            last[j] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+        }
+        if (t == 0) _mm_prefetch((const char *)p + 4096, _MM_HINT_T0);
+        __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 256)));
+        __m512 low = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 288)));
+#pragma GCC unroll 4
+        for (int c = 0; c < count; c++) {
+            const int8_t *q = a->q + (t + c) * a->stride + g * GROUP;
+            __m512i one = _mm512_setzero_si512(), two = _mm512_setzero_si512();
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                int32_t four;
+                memcpy(&four, q + 4 * j, 4);
+                one = _mm512_dpbusd_epi32(one, first[j], _mm512_set1_epi32(four));
+                memcpy(&four, q + 16 + 4 * j, 4);
+                two = _mm512_dpbusd_epi32(two, last[j], _mm512_set1_epi32(four));
+            }
+            // scale of x * (scale of w * dot + low * sum of q)
+            __m512 part = _mm512_mul_ps(low, _mm512_set1_ps(a->sum[(t + c) * a->groups + g]));
+            part = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(one, two)), scale, part);
+            total[c] = _mm512_fmadd_ps(part, _mm512_set1_ps(a->scale[(t + c) * a->groups + g]), total[c]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < count; c++) _mm512_storeu_ps(out[c], total[c]);
+#else
+    memset(out, 0, sizeof out);
+    for (int64_t g = 0; g < a->groups; g++, p += TILE_BYTES)
+        for (int c = 0; c < count; c++) {
+            const int8_t *q = a->q + (t + c) * a->stride + g * GROUP;
+            int32_t dot[TILE] = {0};
+            for (int j = 0; j < 4; j++)
+                for (int r = 0; r < TILE; r++)
+                    for (int i = 0; i < 4; i++) {
+                        uint8_t packed = p[64 * j + 4 * r + i];
+                        dot[r] += (packed & 15) * q[4 * j + i] + (packed >> 4) * q[16 + 4 * j + i];
+                    }
+            for (int r = 0; r < TILE; r++) {
+                float part = half(p + 288 + 2 * r) * a->sum[(t + c) * a->groups + g];
+                part += (float)dot[r] * half(p + 256 + 2 * r);
+                out[c][r] += part * a->scale[(t + c) * a->groups + g];
+            }
+        }
+#endif
+    for (int c = 0; c < count; c++)
+        for (int r = 0; r < TILE && n + r < l->n; r++)
+            y[(t + c) * pitch + n + r] = l->bias ? out[c][r] + l->bias[n + r] : out[c][r];
+}
+
+// One thread's share of y (T, N), whose rows are `pitch` floats apart.
+static void linear_share(const Linear *l, const Active *a, int64_t length, float *y, int64_t pitch, int part,
+                         int parts) {
+    int64_t height = l->kind == INT8 ? 4 : TILE, blocks = (l->n + height - 1) / height;
+    for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
+        int64_t n = b * height, t = 0;
+        if (l->kind == INT4) {
+            for (; t + 4 <= length; t += 4) int4_block(l, a, n, t, 4, y, pitch);
+            for (; t + 2 <= length; t += 2) int4_block(l, a, n, t, 2, y, pitch);
+            for (; t < length; t++) int4_block(l, a, n, t, 1, y, pitch);
+        } else {
+            for (; t + 4 <= length; t += 4) int8_block(l, a, n, t, 4, y, pitch);
+            for (; t < length; t++) int8_block(l, a, n, t, 1, y, pitch);
+        }
+    }
+}
+
+EXPORT int64_t linear_bytes(const Linear *l, int64_t length) { return place_bytes(l, length); }
+
+// y (T, N) = x (T, K) times the layer's rows, plus bias. work: linear_bytes of memory.
+EXPORT void linear(const Linear *l, int64_t length, const float *x, float *y, void *work, int32_t threads) {
+    Active a = place(work, l, length);
+    int64_t group = l->kind == INT8 ? l->k : GROUP;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        int part = THREAD, parts = THREADS;
+        for (int64_t t = part; t < length; t += parts) quantise(x + t * l->k, l->k, group, &a, t);
+#pragma omp barrier
+        linear_share(l, &a, length, y, l->n, part, parts);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ the decoder stack
+
+typedef struct {
+    const float *attention_norm, *ffn_norm; // (D)
+    Linear qkv, out, gate_up, down;
+} Layer;
+
+typedef struct {
+    int64_t n_layers, dim, heads, groups, width, ffn; // width: of a head
+    const float *norm;                                // (D)
+    const float *table;                               // (2, context, width), nn/decoder.py: rope_table
+    int64_t context;
+    double eps;
+    const Layer *layers;
+} Plan;
+
+typedef float Lanes __attribute__((vector_size(64)));
+typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias)); // the same, anywhere in memory
+
+INLINE float dot(const float *a, const float *b, int64_t n) {
+    Lanes sum = {0};
+    float rest = 0;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) sum += *(const Loose *)(a + i) * *(const Loose *)(b + i);
+    for (; i < n; i++) rest += a[i] * b[i];
+    for (int j = 0; j < 16; j++) rest += sum[j];
+    return rest;
+}
+
+// exp without branches, so that loops over it become vectors: 2^whole times a polynomial on [-ln 2 / 2, ln 2 / 2];
+// relative error below 3e-7.
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float whole = x * 1.44269504f + 12582912.0f - 12582912.0f;
+    float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float p = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r * (1 / 720.0f))))));
+    int32_t bits = ((int32_t)whole + 127) * (1 << 23);
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+static void rms_norm(const float *restrict x, const float *restrict gain, int64_t n, double eps, float *restrict y) {
+    float scale = 1 / sqrtf(dot(x, x, n) / (float)n + (float)eps);
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale * gain[i];
+}
+
+static void rotate(const float *x, const float *cosine, const float *sine, int64_t width, float *y) {
+    int64_t half_width = width / 2;
+    for (int64_t i = 0; i < half_width; i++) {
+        y[i] = x[i] * cosine[i] + x[i + half_width] * sine[i];
+        y[i + half_width] = x[i + half_width] * cosine[i + half_width] + x[i] * sine[i + half_width];
+    }
+}
+
+// out (width) = softmax(query . keys) values, over `span` slots.
+static void attend(const float *query, const float *keys, const float *values, int64_t span, int64_t width,
+                   float *scores, float *restrict out) {
+    float scale = 1 / sqrtf((float)width), peak = -INFINITY, sum = 0;
+    for (int64_t s = 0; s < span; s++) {
+        scores[s] = dot(query, keys + s * width, width) * scale;
+        peak = scores[s] > peak ? scores[s] : peak;
+    }
+    for (int64_t s = 0; s < span; s++) scores[s] = exponential(scores[s] - peak);
+    for (int64_t s = 0; s < span; s++) sum += scores[s];
+    memset(out, 0, 4 * (size_t)width);
+    for (int64_t s = 0; s < span; s++)
+        for (int64_t i = 0; i < width; i++) out[i] += scores[s] * values[s * width + i];
+    for (int64_t i = 0; i < width; i++) out[i] /= sum;
+}
+
+// All query heads of one key/value head: turn, append to the cache (capacity, width), attend. Heads of a row of
+// `joined` are queries, keys, values; the answers take the place of the queries.
+static void attention_share(const Plan *p, float *joined, int64_t pitch, float *key, float *value, int64_t capacity,
+                            int64_t length, int64_t span, int64_t g, float *scores) {
+    int64_t w = p->width, each = p->heads / p->groups, start = span - length;
+    key += g * capacity * w, value += g * capacity * w;
+    float turned[1024];
+    for (int64_t t = 0; t < length; t++) {
+        const float *row = joined + t * pitch, *cosine = p->table + (start + t) * w;
+        rotate(row + (p->heads + g) * w, cosine, cosine + p->context * w, w, key + (start + t) * w);
+        memcpy(value + (start + t) * w, row + (p->heads + p->groups + g) * w, 4 * (size_t)w);
+    }
+    for (int64_t t = 0; t < length; t++)
+        for (int64_t h = g * each; h < (g + 1) * each; h++) {
+            float *query = joined + t * pitch + h * w;
+            const float *cosine = p->table + (start + t) * w;
+            rotate(query, cosine, cosine + p->context * w, w, turned);
+            attend(turned, key, value, start + t + 1, w, scores, query);
+        }
+}
+
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Floats per row of the widest intermediate, bytes of the largest set of rounded activations.
+static void sizes(const Plan *p, int64_t length, int64_t *wide, int64_t *bytes) {
+    *wide = most((p->heads + 2 * p->groups) * p->width, 2 * p->ffn), *bytes = 0;
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        const Layer *l = p->layers + i;
+        *bytes = most(*bytes, most(most(place_bytes(&l->qkv, length), place_bytes(&l->out, length)),
+                                   most(place_bytes(&l->gate_up, length), place_bytes(&l->down, length))));
+    }
+}
+
+EXPORT int64_t decoder_bytes(const Plan *p, int64_t length, int64_t span, int32_t threads) {
+    int64_t wide, bytes;
+    sizes(p, length, &wide, &bytes);
+    return bytes + 4 * (length * (wide + 2 * p->dim) + threads * up(span, 16));
+}
+
+// x (T, D) embeddings -> y (T, D) normed states; the caches (G, capacity, width) of every layer grow to `span`.
+// work: decoder_bytes of memory. The caller has checked that span fits capacity and context.
+EXPORT void decoder_step(const Plan *p, float *const *keys, float *const *values, int64_t capacity, int64_t span,
+                         int64_t length, const float *x, float *y, void *work, int32_t threads) {
+    int64_t wide, bytes, d = p->dim;
+    sizes(p, length, &wide, &bytes);
+    float *stream = (float *)((char *)work + bytes), *narrow = stream + length * d, *joined = narrow + length * d;
+    float *scores = joined + length * wide;
+    memcpy(stream, x, 4 * (size_t)(length * d));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        int part = THREAD, parts = THREADS;
+        // Each step of a layer needs all of the one before: rows are shared out where rows are prepared, outputs where
+        // matrices are multiplied.
+        for (int64_t i = 0; i < p->n_layers; i++) {
+            const Layer *l = p->layers + i;
+            Active a = place(work, &l->qkv, length);
+            int64_t group = l->qkv.kind == INT8 ? d : GROUP;
+            for (int64_t t = part; t < length; t += parts) {
+                if (i)
+                    for (int64_t j = 0; j < d; j++) stream[t * d + j] += narrow[t * d + j];
+                rms_norm(stream + t * d, l->attention_norm, d, p->eps, narrow + t * d);
+                quantise(narrow + t * d, d, group, &a, t);
+            }
+#pragma omp barrier
+            linear_share(&l->qkv, &a, length, joined, wide, part, parts);
+#pragma omp barrier
+            for (int64_t g = part; g < p->groups; g += parts)
+                attention_share(p, joined, wide, keys[i], values[i], capacity, length, span, g,
+                                scores + part * up(span, 16));
+#pragma omp barrier
+            a = place(work, &l->out, length);
+            group = l->out.kind == INT8 ? l->out.k : GROUP;
+            for (int64_t t = part; t < length; t += parts) quantise(joined + t * wide, l->out.k, group, &a, t);
+#pragma omp barrier
+            linear_share(&l->out, &a, length, narrow, d, part, parts);
+#pragma omp barrier
+            a = place(work, &l->gate_up, length);
+            group = l->gate_up.kind == INT8 ? d : GROUP;
+            for (int64_t t = part; t < length; t += parts) {
+                for (int64_t j = 0; j < d; j++) stream[t * d + j] += narrow[t * d + j];
+                rms_norm(stream + t * d, l->ffn_norm, d, p->eps, narrow + t * d);
+                quantise(narrow + t * d, d, group, &a, t);
+            }
+#pragma omp barrier
+            linear_share(&l->gate_up, &a, length, joined, wide, part, parts);
+#pragma omp barrier
+            a = place(work, &l->down, length);
+            group = l->down.kind == INT8 ? p->ffn : GROUP;
+            for (int64_t t = part; t < length; t += parts) {
+                float *gate = joined + t * wide;
+                for (int64_t j = 0; j < p->ffn; j++) gate[j] = gate[j] / (1 + exponential(-gate[j])) * gate[p->ffn + j];
+                quantise(gate, p->ffn, group, &a, t);
+            }
+#pragma omp barrier
+            linear_share(&l->down, &a, length, narrow, d, part, parts);
+#pragma omp barrier
+        }
+        for (int64_t t = part; t < length; t += parts) {
+            for (int64_t j = 0; j < d; j++) stream[t * d + j] += narrow[t * d + j];
+            rms_norm(stream + t * d, p->norm, d, p->eps, y + t * d);
+        }
+    }
+}

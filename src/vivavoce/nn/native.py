@@ -1,0 +1,278 @@
+"""The C kernels of native.c: compiled on first use where a C compiler is there, never needed.
+
+``enable(folder)`` is called once by whoever loads a model; from then on integer layers built by nn/quantized.py keep
+their plain rows and compute in C, and nn/decoder.py passes one conversation through a whole stack in one call. Without
+a compiler, or with VIVA_NATIVE=0 in the environment, everything runs on torch; ``status()`` says which, and why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.c")
+COMPILERS = ("cc", "gcc", "clang")
+# the first set that compiles is taken: some compilers lack OpenMP, some the name "native"
+FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
+FIXED = ("-std=gnu11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
+MAX_WIDTH = 1024  # of a head, as native.c has room for
+MAX_INPUTS = 1 << 16  # of an int8 layer: 32-bit sums hold so many products
+INT8, INT4 = 8, 4
+
+_long, _pointer = ctypes.c_int64, ctypes.c_void_p
+
+
+class LinearStruct(ctypes.Structure):
+    """``Linear`` of native.c."""
+
+    _fields_ = [("kind", _long), ("n", _long), ("k", _long),
+                ("weight", _pointer), ("scale", _pointer), ("bias", _pointer)]  # fmt: skip
+
+
+class LayerStruct(ctypes.Structure):
+    """``Layer`` of native.c."""
+
+    _fields_ = [("attention_norm", _pointer), ("ffn_norm", _pointer), ("qkv", LinearStruct), ("out", LinearStruct),
+                ("gate_up", LinearStruct), ("down", LinearStruct)]  # fmt: skip
+
+
+class PlanStruct(ctypes.Structure):
+    """``Plan`` of native.c."""
+
+    _fields_ = [("n_layers", _long), ("dim", _long), ("heads", _long), ("groups", _long), ("width", _long),
+                ("ffn", _long), ("norm", _pointer), ("table", _pointer), ("context", _long), ("eps", ctypes.c_double),
+                ("layers", _pointer)]  # fmt: skip
+
+
+_SIGNATURES = {
+    "linear_bytes": ((_pointer, _long), _long),
+    "linear": ((_pointer, _long, _pointer, _pointer, _pointer, ctypes.c_int32), None),
+    "decoder_bytes": ((_pointer, _long, _long, ctypes.c_int32), _long),
+    "decoder_step": (
+        (_pointer, _pointer, _pointer, _long, _long, _long, _pointer, _pointer, _pointer, ctypes.c_int32),
+        None,
+    ),
+}
+
+_library: ctypes.CDLL | None = None
+_status = "the C kernels were not asked for"
+
+
+def enable(folder: Path) -> bool:
+    """Make the kernels of ``folder`` (compiled there at need) those of every integer layer built from now on."""
+    global _library, _status
+    if os.environ.get("VIVA_NATIVE") == "0":
+        _library, _status = None, "C kernels are turned off by VIVA_NATIVE=0"
+    elif _library is None:
+        _library, _status = library(folder)
+    return _library is not None
+
+
+def disable() -> None:
+    """Build integer layers on torch again; layers that were built before keep their kernels."""
+    global _library, _status
+    _library, _status = None, "the C kernels were not asked for"
+
+
+def active() -> bool:
+    """Whether new integer layers compute in C."""
+    return _library is not None
+
+
+def status() -> str:
+    """One line for a report: which kernels are in use, or why none are."""
+    return _status
+
+
+def library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The compiled kernels and a line about them, or None and the reason; never raises for what this machine lacks."""
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        return None, f"no C compiler found (looked for {', '.join(COMPILERS)}); models run on torch alone"
+    try:
+        file = folder / f"kernels-{_fingerprint(compiler)}.so"
+        if not _whole(file):
+            folder.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, file)
+        return _load(file), f"C kernels compiled by {Path(compiler).name} in use"
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        why = " ".join(str(error).split())[:200]
+        return None, f"the C kernels could not be built ({why}); models run on torch alone"
+
+
+def _fingerprint(compiler: str) -> str:
+    """Changes with the source, the flags, the compiler and the processor that "native" means."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=20, check=True).stdout
+    about, processor = Path("/proc/cpuinfo"), {platform.machine(), platform.processor()}
+    if about.exists():
+        lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
+        processor |= {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
+    parts = (SOURCE.read_bytes(), repr((FIXED, FLAGS)).encode(), version, "\n".join(sorted(processor)).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def _compile(compiler: str, file: Path) -> None:
+    """Into a file of another name, then renamed: another process sees all of it or nothing."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as room:
+        made = Path(room) / "kernels.so"
+        told = b""
+        for flags in FLAGS:
+            command = [compiler, *FIXED, *flags, str(SOURCE), "-o", str(made), "-lm"]
+            run = subprocess.run(command, capture_output=True, timeout=120, check=False, cwd=room)
+            told = run.stderr
+            if run.returncode == 0:
+                break
+        if not made.exists():
+            raise OSError(told.decode(errors="replace") or "the compiler made nothing")
+        _seal(file).write_text(hashlib.sha256(made.read_bytes()).hexdigest(), encoding="ascii")
+        made.replace(file)
+
+
+def _seal(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
+def _whole(file: Path) -> bool:
+    """Whether the compiled file is what was written: a damaged one is compiled again."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest() == _seal(file).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _load(file: Path) -> ctypes.CDLL:
+    handle = ctypes.CDLL(str(file))
+    for name, (arguments, result) in _SIGNATURES.items():
+        function = getattr(handle, name)
+        function.argtypes, function.restype = arguments, result
+    return handle
+
+
+class NativeLinear:
+    """One layer for the C kernels: x (..., K) float32 -> (..., N). Keeps alive what ``struct`` points to."""
+
+    def __init__(self, kind: int, n: int, k: int, weight: Tensor, scale: Tensor | None, bias: Tensor | None):
+        assert _library is not None
+        self._library, self._kept = _library, (weight, scale, bias)
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in self._kept]
+        self.struct = LinearStruct(kind, n, k, *pointers)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        struct = self.struct
+        if x.shape[-1] != struct.k:
+            raise ValueError(f"the layer takes {struct.k} inputs, not {x.shape[-1]}")
+        if x.device.type != "cpu":
+            raise ValueError(f"integer layers compute on the CPU, not on {x.device}")
+        x = x.float().contiguous()
+        length = x.numel() // struct.k
+        y = torch.empty((*x.shape[:-1], struct.n))
+        where = ctypes.byref(struct)
+        work = torch.empty(self._library.linear_bytes(where, length), dtype=torch.uint8)
+        threads = torch.get_num_threads()
+        self._library.linear(where, length, x.data_ptr(), y.data_ptr(), work.data_ptr(), threads)
+        return y
+
+
+def int8_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> NativeLinear | None:
+    """A layer over int8 rows (N, K), used where they lie, with scales (N,); None where the kernels cannot serve it."""
+    n, k = weight.shape
+    if _library is None or k > MAX_INPUTS or weight.dtype != torch.int8 or scale.shape != (n,):
+        return None
+    if bias is not None and bias.shape != (n,):
+        return None
+    return NativeLinear(INT8, n, k, weight.contiguous(), scale.float().contiguous(), bias)
+
+
+def int4_linear(tiles: Tensor, n: int, bias: Tensor | None) -> NativeLinear | None:
+    """A layer over the 4-bit tiles of nn/quantized.py, used where they lie; None as for :func:`int8_linear`."""
+    if _library is None or tiles.shape[0] != -(-n // 16) or tiles.shape[2] != 320 or tiles.dtype != torch.uint8:
+        return None
+    if bias is not None and bias.shape != (n,):
+        return None
+    return NativeLinear(INT4, n, 32 * tiles.shape[1], tiles.contiguous(), None, bias)
+
+
+class NativeStack:
+    """A whole decoder for the C kernels, made once per Decoder."""
+
+    def __init__(self, sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]],
+                 linears: list[tuple[NativeLinear, ...]], norm: Tensor, table: Tensor):  # fmt: skip
+        """sizes: dim, heads, key/value heads, head width, feed-forward width; norms and linears (qkv, out, gate_up,
+        down) per layer; table (2, context, head width)."""
+        self._library = linears[0][0]._library
+        self._kept = (norms, linears, norm, table)
+        self.capacity = 0
+        self._layers = (LayerStruct * len(norms))(
+            *(
+                LayerStruct(first.data_ptr(), second.data_ptr(), *(linear.struct for linear in four))
+                for (first, second), four in zip(norms, linears, strict=True)
+            )
+        )
+        self.plan = PlanStruct(
+            len(norms), *sizes, norm.data_ptr(), table.data_ptr(), table.shape[1], eps, ctypes.addressof(self._layers)
+        )
+        self._pointers = _pointer * len(norms)
+        self._bound: list[weakref.ref[Tensor]] = []
+        self._keys = self._values = self._pointers()
+
+    def takes(self, keys: list[Tensor], values: list[Tensor]) -> bool:
+        """Point at these caches (1, G, capacity, width), if they are plain float32 memory of one shape."""
+        parts = [*keys, *values]
+        if len(self._bound) == len(parts) and all(ref() is part for ref, part in zip(self._bound, parts, strict=True)):
+            return True  # the caches of the last step: nothing to look at again
+        shape = (1, self.plan.groups, keys[0].shape[2], self.plan.width)
+        plain = all(
+            part.shape == shape and part.dtype == torch.float32 and part.is_contiguous() and part.device.type == "cpu"
+            for part in parts
+        )
+        if plain and len(keys) == len(values) == self.plan.n_layers:
+            self._bound = [weakref.ref(part) for part in parts]
+            self._keys = self._pointers(*(key.data_ptr() for key in keys))
+            self._values = self._pointers(*(value.data_ptr() for value in values))
+            self.capacity = shape[2]
+            return True
+        return False
+
+    def step(self, x: Tensor, span: int) -> Tensor | None:
+        """x (1, T, D) -> normed states (1, T, D); the caches taken last are written in place up to ``span``. None where
+        the span does not fit."""
+        x, length = x.contiguous(), x.shape[1]
+        if not length <= span <= min(self.capacity, self.plan.context) or x.shape[2] != self.plan.dim:
+            return None
+        threads, plan, y = torch.get_num_threads(), ctypes.byref(self.plan), torch.empty_like(x)
+        work = torch.empty(self._library.decoder_bytes(plan, length, span, threads), dtype=torch.uint8)
+        self._library.decoder_step(
+            plan, self._keys, self._values, self.capacity, span, length, x.data_ptr(), y.data_ptr(), work.data_ptr(),
+            threads,
+        )  # fmt: skip
+        return y
+
+
+def stack(sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]],
+          linears: Sequence[tuple[object, ...]], norm: Tensor, table: Tensor) -> NativeStack | None:  # fmt: skip
+    """A :class:`NativeStack` of these parts, or None where one of them is not for the C kernels."""
+    dim, heads, groups, width, ffn = sizes
+    joined, seen = (heads + 2 * groups) * width, heads * width
+    wanted = ((joined, dim), (dim, seen), (2 * ffn, dim), (dim, ffn))
+    ready = []
+    for four in linears:
+        kernels = tuple(kernel for kernel in four if isinstance(kernel, NativeLinear))
+        if tuple((kernel.struct.n, kernel.struct.k) for kernel in kernels) != wanted:
+            return None
+        ready.append(kernels)
+    gains = (norm, *(gain for pair in norms for gain in pair))
+    plain = all(gain.dtype == torch.float32 and gain.shape == (dim,) and gain.is_contiguous() for gain in gains)
+    if not plain or any(gain.device.type != "cpu" for gain in gains) or width > MAX_WIDTH or width % 2:
+        return None
+    return NativeStack(sizes, eps, norms, ready, norm, table)
