@@ -1,4 +1,5 @@
-"""Sixty everyday questions by voice; prints a table of question, what was heard, and the answer, to be judged by a person.
+"""Sixty everyday questions by voice; prints a table of question, what was heard, and the answer, to be judged by a
+person.
 
 python -m benchmarks.everyday --text-model qwen2.5-coder-1.5b-instruct > answers.md
 """
@@ -21,7 +22,8 @@ def main() -> None:
     cascade = assemble(text_model=given.text_model, recogniser=given.asr)
     cascade.warm()
     print(
-        f"models: {', '.join(cascade.models.values())}\n\n| group | asked | heard | answered | verdict |\n|---|---|---|---|---|"
+        f"models: {', '.join(cascade.models.values())}\n\n"
+        "| group | asked | heard | answered | verdict |\n|---|---|---|---|---|"
     )
     for group, dialogues in groups().items():
         for questions in dialogues:

@@ -3,8 +3,8 @@
     python -m benchmarks.recognition accuracy --model whisper-base --published base/
     python -m benchmarks.recognition digits | noise | speed | long
 
-Both sides in one process with one thread; CPU time is the process's own. Needs the package faster-whisper, and --published:
-a folder with the CTranslate2 files (model.bin, config.json, tokenizer.json, vocabulary).
+Both sides in one process with one thread; CPU time is the process's own. Needs the package faster-whisper, and
+--published: a folder with the CTranslate2 files (model.bin, config.json, tokenizer.json, vocabulary).
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def accuracy(sides: dict[str, Recognise], shards: list[str]) -> None:
             ]
             spent = time.process_time() - began
             said, heard = [a for a, _ in pairs], [b for _, b in pairs]
-            print(f"{shard:18s} {name:26s} WER {100 * jiwer.wer(said, heard):5.2f}  CER {100 * jiwer.cer(said, heard):5.2f}  "
+            print(f"{shard:18s} {name:26s} WER {100 * jiwer.wer(said, heard):5.2f}  "
+                  f"CER {100 * jiwer.cer(said, heard):5.2f}  "
                   f"CPU {spent / seconds:.3f} of real time", flush=True)  # fmt: skip
 
 
@@ -87,7 +88,8 @@ def digits(sides: dict[str, Recognise], count: int) -> None:
                 (wanted, text) for text, (wanted, _) in zip(heard, strings, strict=True) if digits_of(text) != wanted
             ]
             print(
-                f"digits, {pad:.1f} s of silence around: {name:26s} {right} of {count} right, {loops} loops  {wrong[:6]}",
+                f"digits, {pad:.1f} s of silence around: {name:26s} {right} of {count} right, {loops} loops  "
+                f"{wrong[:6]}",
                 flush=True,
             )
 
@@ -123,7 +125,8 @@ def speed(sides: dict[str, Recognise], repeats: int) -> None:
     for name, pairs in times.items():
         cpu, wall = (sorted(values) for values in zip(*pairs, strict=True))
         print(
-            f"60 s of speech: {name:26s} CPU min {cpu[0]:.2f} median {cpu[len(cpu) // 2]:.2f} s, wall median {wall[len(wall) // 2]:.2f} s"
+            f"60 s of speech: {name:26s} CPU min {cpu[0]:.2f} median {cpu[len(cpu) // 2]:.2f} s, "
+            f"wall median {wall[len(wall) // 2]:.2f} s"
         )
 
 

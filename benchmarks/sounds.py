@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 
 RATE = 16_000
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def recordings(shard: str, split: str = "test", **wanted: Any) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
@@ -44,7 +44,7 @@ def digit_strings(count: int = 100, length: int = 3, seed: int = 0, pad: float =
 
 
 def without_speech(count: int = 100, seed: int = 0) -> list[tuple[str, np.ndarray]]:
-    """Noise of several colours, silence, hum, clicks, rustle, tones and played music, 2 to 12 s each, and real noises."""
+    """Noise of several colours, silence, hum, clicks, rustle, tones, played music, 2 to 12 s each, and real noises."""
     rng = np.random.default_rng(seed)
     real = [(str(row["path"]), wave) for row, wave in recordings("noise_rir", "train") if row.get("kind") == "noise"]
     real = [(name, np.tile(wave, 1 + 3 * RATE // max(1, wave.size))[: 12 * RATE]) for name, wave in real]

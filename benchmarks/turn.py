@@ -2,9 +2,9 @@
 
     python -m benchmarks.turn --text-model smollm2-135m-instruct --published base/ --gguf model.gguf --piper joe.onnx
 
-Ours hears each question in real time. The others run one after another on the same question, with the same models, the same
-500 ms wait and two threads: faster-whisper (int8, greedy) -> llama.cpp -> piper. Their system prompt is evaluated anew, as
-a program that glues them together does, unless --cached lets llama.cpp keep it.
+Ours hears each question in real time. The others run one after another on the same question, with the same models, the
+same 500 ms wait and two threads: faster-whisper (int8, greedy) -> llama.cpp -> piper. Their system prompt is evaluated
+anew, as a program that glues them together does, unless --cached lets llama.cpp keep it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def main() -> None:
         parts = {key: round(statistics.median(row["parts_ms"][key] for row in rows if key in row.get("parts_ms", {})))
                  for key in ("recognise", "think", "speak")}  # fmt: skip
         print(f"{name}: first sound median {statistics.median(times):.0f} ms, min {times[0]:.0f}, max {times[-1]:.0f}, "
-              f"{len(times)} of {len(rows)} answered; medians {parts}; underruns {sum(row.get('underruns', 0) for row in rows)}")  # fmt: skip
+              f"{len(times)} of {len(rows)} answered; medians {parts}; "
+              f"underruns {sum(row.get('underruns', 0) for row in rows)}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.voice speed   --piper en_US-joe-medium.onnx
     python -m benchmarks.voice quality --piper en_US-joe-medium.onnx --published base/ --sentences sentences.txt
 
-One thread each, in turns. Quality: each sentence is spoken ``--runs`` times by every side; word errors against the text as
-faster-whisper base (float32, greedy) hears it, both through Whisper's normaliser.
+One thread each, in turns. Quality: each sentence is spoken ``--runs`` times by every side; word errors against the text
+as faster-whisper base (float32, greedy) hears it, both through Whisper's normaliser.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch
 Say = Callable[[str, int], tuple[np.ndarray, int]]
 SHORT = "The weather is fine today, and the birds are singing in the old trees."
 LONG = (
-    "When the rain had stopped at last, the children ran out into the garden, where the grass was still wet and shining, "
-    "and they looked for the little frogs that always came out of the pond after a storm, and they counted eleven of them."
+    "When the rain had stopped at last, the children ran out into the garden, where the grass was still wet and "
+    "shining, and they looked for the little frogs that always came out of the pond after a storm, and they counted "
+    "eleven of them."
 )
 
 

@@ -87,9 +87,12 @@ def choose_text_model(memory: int | None = None) -> str:
 
 
 def assemble(*, recogniser: str | None = None, text_model: str | None = None, voice: str = "vits-joe",
-             llm: str | None = None, llm_model: str | None = None, llm_key: str | None = None, system: str | None = None,
-             language: str | None = "en", phonemes: str = "auto", endpoint_ms: float = 500.0) -> Cascade:  # fmt: skip
-    """An assistant from parts by name; ``llm`` is the address of an OpenAI-compatible text model instead of a local one."""
+             llm: str | None = None, llm_model: str | None = None, llm_key: str | None = None,
+             system: str | None = None, language: str | None = "en", phonemes: str = "auto",
+             endpoint_ms: float = 500.0) -> Cascade:  # fmt: skip
+    """An assistant from parts by name; ``llm`` is the address of an OpenAI-compatible text model instead of a local
+    one.
+    """
     from vivavoce.api import default_recognizer, load
     from vivavoce.dialogue.remote import RemoteChat
     from vivavoce.lm.chat import SYSTEM, ChatModel, ChatOptions
@@ -110,7 +113,7 @@ def assemble(*, recogniser: str | None = None, text_model: str | None = None, vo
 
 @dataclass
 class _Listener:
-    """The far side of a conversation: a loudspeaker that plays what comes, in real time, and notices when nothing does."""
+    """The far side of a conversation: a loudspeaker that plays what comes in real time and notices a gap."""
 
     rate: int
     waves: list[Tensor] = field(default_factory=list)
@@ -137,7 +140,8 @@ class _Listener:
 
 def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[Reply], None] | None = None,
              real_time: bool = True) -> Iterator[TalkResult]:  # fmt: skip
-    """Play blocks of 16 kHz sound into a session at the speed they were spoken; yields each finished question and answer.
+    """Play blocks of 16 kHz sound into a session at the speed they were spoken; yields each finished question and
+    answer.
 
     After the last block silence follows until the answer is complete. Without ``real_time`` the sound is fed as fast as
     the detector takes it, and times count from the moment the last of it was fed.
@@ -180,7 +184,7 @@ def _then_silence(blocks: Iterable[Tensor], session: CascadeSession) -> Iterator
     silence = torch.zeros(BLOCK)
     wait = int((session.options.endpoint + 0.1) * HEARING_RATE / BLOCK)
     longest = int((session.options.longest + 0.1) * HEARING_RATE / BLOCK)
-    while wait > 0 or session.answering or (longest > 0 and session._speech_from is not None):
+    while wait > 0 or session.answering or (longest > 0 and session.hearing):
         wait, longest = wait - 1, longest - 1
         yield silence
 

@@ -1,6 +1,8 @@
-"""Whisper on real recordings of any length: speech is found first, packed into windows, written in batches, and guarded.
+"""Whisper on real recordings of any length: speech is found first, packed into windows, written in batches, and
+guarded.
 
-    blocks of wave -> Silero -> stretches of speech -> groups of at most 30 s -> batches of windows -> segments with times
+    blocks of wave -> Silero -> stretches of speech -> groups of at most 30 s -> batches of windows -> segments with
+    times
 
 Only one batch of windows is in memory. Windows do not condition on each other, so an error cannot spread. Without voice
 activity detection the recording is walked window by window as the paper does (section 4.5): :func:`sequential_windows`.
@@ -135,7 +137,9 @@ class WhisperRecognizer:
     @torch.inference_mode()
     def stream(self, blocks: Iterable[Tensor], sample_rate: int, *, language: str | None = None,
                every: float = 1.0) -> Iterator[Partial]:  # fmt: skip
-        """Blocks as they are heard -> what is understood so far, about once in ``every`` seconds, and at last the whole."""
+        """Blocks as they are heard -> what is understood so far, about once in ``every`` seconds, and at last the
+        whole.
+        """
         heard, fresh = torch.zeros(0), 0
         for block in _at_hearing_rate(blocks, sample_rate):
             heard, fresh = torch.cat([heard, block]), fresh + block.numel()
@@ -167,7 +171,7 @@ class WhisperRecognizer:
     # -------------------------------------------------------------------------------------------- speech to windows
 
     def _groups(self, tape: Tape) -> Iterator[tuple[int, Tensor]]:
-        """(first sample, wave) of groups: neighbouring stretches of speech, padded, at most one window long together."""
+        """(first sample, wave) of groups: neighbouring stretches of speech, padded, together at most a window long."""
         longest = self.n_frames * HOP
         pad = int(self.speech.pad * SAMPLE_RATE / 1000)
         group: tuple[int, int] | None = None
@@ -215,8 +219,8 @@ class WhisperRecognizer:
     # ------------------------------------------------------------------------------------------- windows to segments
 
     def features(self, waves: list[Tensor], context: int | None = None) -> Tensor:
-        """Waves of at most one window -> (B, M, frames). Behind the last real frame stand zeros, as in the paper's long form:
-        after spectra of true silence the writer is readier to invent and to leave out."""
+        """Waves of at most one window -> (B, M, frames). Behind the last real frame stand zeros, as in the paper's long
+        form: after spectra of true silence the writer is readier to invent and to leave out."""
         frames = 2 * (context or self.model.config.audio_context)
         made = []
         for wave in waves:

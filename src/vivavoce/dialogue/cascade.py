@@ -1,4 +1,5 @@
-"""A spoken conversation from three parts: a recogniser hears, a text model thinks, a voice speaks, and nothing waits its turn.
+"""A spoken conversation from three parts: a recogniser hears, a text model thinks, a voice speaks, and nothing waits
+its turn.
 
     blocks of 16 kHz -> voice activity -> pause begins: recognise, think, speak the first clause (speculatively)
                                        -> pause lasts: release what is ready, stream the rest
@@ -51,7 +52,9 @@ class Speaks(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeOptions:
-    """Times in seconds. The answer is released ``endpoint`` after the last speech; work on it starts after ``speculate``."""
+    """Times in seconds. The answer is released ``endpoint`` after the last speech; work on it starts after
+    ``speculate``.
+    """
 
     threshold: float = 0.5
     leave: float = 0.35
@@ -90,7 +93,9 @@ class Turn:
 
 
 class Cascade:
-    """The parts of an assistant. ``session()`` starts a conversation; weights are shared by all sessions, one at a time."""
+    """The parts of an assistant. ``session()`` starts a conversation; weights are shared by all sessions, one at a
+    time.
+    """
 
     def __init__(self, hears: Hears, voice_activity: Silero, thinks: TextModel, speaks: Speaks, *,
                  options: CascadeOptions | None = None, clock: Callable[[], float],
@@ -123,8 +128,10 @@ class Cascade:
 
 
 class CascadeSession:
-    """One conversation. Feed blocks of any size with :meth:`step`; call it with silence (or :meth:`poll`) while the answer
-    plays. :meth:`played` says how much of the answer has been heard, so that an interruption is remembered rightly."""
+    """One conversation. Feed blocks of any size with :meth:`step`; call it with silence (or :meth:`poll`) while the
+    answer plays. :meth:`played` says how much of the answer has been heard, so that an interruption is remembered
+    rightly.
+    """
 
     def __init__(self, cascade: Cascade):
         self.cascade, self.options = cascade, cascade.options
@@ -155,6 +162,11 @@ class CascadeSession:
         return self._samples / HEARING_RATE
 
     @property
+    def hearing(self) -> bool:
+        """Whether an utterance has begun and its end has not been found yet."""
+        return self._speech_from is not None
+
+    @property
     def answering(self) -> bool:
         """Whether an answer is being made (or its sound has not been fetched yet)."""
         return self._turn is not None
@@ -174,7 +186,7 @@ class CascadeSession:
         return self.poll(events)
 
     def played(self, seconds: float) -> None:
-        """How much of the current answer the listener has heard. Without it an answer counts as heard once it is made."""
+        """How much of the answer the listener has heard. Without it an answer counts as heard once it is made."""
         self._played = seconds
 
     @property

@@ -38,7 +38,7 @@ class TorchInt8:
         self._bias = bias
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tensor class is deprecated, the kernels are not
-            rows = torch._make_per_channel_quantized_tensor(
+            rows = torch._make_per_channel_quantized_tensor(  # pyright: ignore[reportPrivateImportUsage]
                 weight.contiguous(), scale.double(), torch.zeros(scale.shape[0], dtype=torch.long), 0
             )
             self._packed = torch.ops.quantized.linear_prepack(rows, None)
@@ -147,6 +147,9 @@ class Int4Linear(nn.Module):
 
 class Int8Embedding(nn.Module):
     """Rows of int8 with one scale each: ids (...) -> float32 (..., D). The table may stay memory-mapped."""
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor):
         super().__init__()
