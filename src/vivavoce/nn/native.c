@@ -174,7 +174,6 @@ INLINE void int4_block(const Linear *l, const Active *a, int64_t n, int64_t t, i
             first[j] = _mm512_and_si512(packed, mask);
             last[j] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
         }
-        if (t == 0) _mm_prefetch((const char *)p + 4096, _MM_HINT_T0);
         __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 256)));
         __m512 low = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 288)));
 #pragma GCC unroll 4
