@@ -100,6 +100,23 @@ INLINE __m128i four_sums(__m512i a, __m512i b, __m512i c, __m512i d) {
     __m256i two = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
     return _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
 }
+
+// vpdpbusd wants its first factor unsigned: 128 is added to the weights (a flipped top bit) and later taken off the sum.
+INLINE __m512i weights_at(const int8_t *w, int64_t left) {
+    __mmask64 here = left < 64 ? ~0ull >> (64 - left) : ~0ull;
+    return _mm512_xor_si512(_mm512_maskz_loadu_epi8(here, w), _mm512_set1_epi8((char)0x80));
+}
+
+INLINE __m512i lone_row(const int8_t *w, const int8_t *q, int64_t k) {
+    __m512i even = _mm512_setzero_si512(), odd = even;
+    int64_t i = 0;
+    for (; i + 128 <= k; i += 128) {
+        even = _mm512_dpbusd_epi32(even, weights_at(w + i, 64), _mm512_loadu_si512(q + i));
+        odd = _mm512_dpbusd_epi32(odd, weights_at(w + i + 64, 64), _mm512_loadu_si512(q + i + 64));
+    }
+    for (; i < k; i += 64) even = _mm512_dpbusd_epi32(even, weights_at(w + i, k - i), _mm512_loadu_si512(q + i));
+    return _mm512_add_epi32(even, odd);
+}
 #endif
 
 // y[t][n .. n + 3] for four rows of int8 (fewer at the end of the matrix) and `count` rows of activations from t, a
@@ -110,15 +127,14 @@ INLINE void int8_block(const Linear *l, const Active *a, int64_t n, int64_t t, i
     const int8_t *w[4], *q = a->q + t * a->stride;
     for (int r = 0; r < 4; r++) w[r] = (const int8_t *)l->weight + (n + (r < rows ? r : 0)) * l->k;
 #if VNNI
-    // vpdpbusd wants its first factor unsigned: 128 is added to the weights (a flipped top bit) and taken off the sum
-    const __m512i flip = _mm512_set1_epi8((char)0x80);
     __m512i sum[4][4];
 #pragma GCC unroll 4
     for (int c = 0; c < count; c++)
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) sum[c][r] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < l->k; i += 64) {
-        __mmask64 here = l->k - i < 64 ? ~0ull >> (64 - (l->k - i)) : ~0ull;
+    // One row of activations waits for memory, which is quickest read in one stream: row after row.
+    for (int r = 0; r < 4 && count == 1; r++) sum[0][r] = lone_row(w[r], q, l->k);
+    for (int64_t i = 0; i < l->k && count > 1; i += 64) {
         __m512i x[4];
 #pragma GCC unroll 4
         for (int c = 0; c < count; c++) x[c] = _mm512_loadu_si512(q + c * a->stride + i);
@@ -126,7 +142,7 @@ INLINE void int8_block(const Linear *l, const Active *a, int64_t n, int64_t t, i
         for (int r = 0; r < 4; r++) {
             // four short streams are more than the processor foresees by itself
             if (t == 0) _mm_prefetch((const char *)w[0] + 4 * l->k + 4096 + 4 * i + 64 * r, _MM_HINT_T0);
-            __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(here, w[r] + i), flip);
+            __m512i v = weights_at(w[r] + i, l->k - i);
 #pragma GCC unroll 4
             for (int c = 0; c < count; c++) sum[c][r] = _mm512_dpbusd_epi32(sum[c][r], v, x[c]);
         }
@@ -174,7 +190,6 @@ INLINE void int4_block(const Linear *l, const Active *a, int64_t n, int64_t t, i
             first[j] = _mm512_and_si512(packed, mask);
             last[j] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
         }
-        if (t == 0) _mm_prefetch((const char *)p + 4096, _MM_HINT_T0);
         __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 256)));
         __m512 low = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 288)));
 #pragma GCC unroll 4
