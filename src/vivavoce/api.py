@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vivavoce.asr import Segment, Transcript
 from vivavoce.asr.whisper import SAMPLE_RATE, Whisper, WhisperConfig
-from vivavoce.asr.whisper_files import load_published
+from vivavoce.asr.whisper_files import load_published, reads_the_window
 from vivavoce.asr.whisper_recognizer import WhisperRecognizer, join_text
 from vivavoce.asr.whisper_tokens import WhisperTokens, language_code
 from vivavoce.audio.io import read_blocks
@@ -42,7 +42,7 @@ from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer, state_shapes
 from vivavoce.lm.llama_four_bit import import_int4
 from vivavoce.nn import native
-from vivavoce.nn.quantized import quantize_linears, unpack_tiles
+from vivavoce.nn.quantized import unpack_tiles
 from vivavoce.text.phonemes import EspeakPhonemizer, LexiconPhonemizer, Phonemizer
 from vivavoce.text.tokenizer import Tokenizer
 from vivavoce.tts import Speech
@@ -171,7 +171,8 @@ class _Options:
 def _from_native(folder: Path, name: str, options: _Options) -> Any:
     about = open_native(folder)
     if about.system == "whisper":
-        model = build(Whisper, from_dict(WhisperConfig, about.config), about.tensors())
+        integers = reads_the_window if options.int8 else None
+        model = build(Whisper, from_dict(WhisperConfig, about.config), about.tensors(), integers)
         return _recognizer(model, Tokenizer.from_file(folder / "tokenizer.json"), name, options)
     if about.system == "vits":
         return _native_voice(about, options)
@@ -252,8 +253,6 @@ def _recognizer(model: Whisper, tokenizer: Tokenizer, name: str, options: _Optio
     if options.dtype == "int4":
         raise ConfigError("a recogniser's dtype must be int8 or float32, not 'int4'")
     detector = options.part("voice_activity", _voice_activity)
-    if options.int8:
-        quantize_linears(model)
     tokens = WhisperTokens.for_vocabulary(tokenizer, model.config.vocab_size)
     return WhisperRecognizer(model, tokens, detector, name=name)
 
@@ -274,7 +273,7 @@ def _from_published(path: Path, options: _Options) -> Any:
     checkpoint = open_checkpoint(path)
     stem, _, layout = find_layout(checkpoint)
     if stem == "whisper":
-        return _recognizer(load_published(checkpoint), _whisper_tokenizer(checkpoint), path.stem, options)
+        return _recognizer(load_published(checkpoint, options.int8), _whisper_tokenizer(checkpoint), path.stem, options)
     if stem == "vits":
         return _published_voice(checkpoint.path, options)
     if stem == "llama":

@@ -100,7 +100,12 @@ def import_whisper(checkpoint: Checkpoint) -> tuple[WhisperConfig, dict[str, Ten
     return config, import_weights(detect(checkpoint.tensors, LAYOUTS), checkpoint.tensors, shapes)
 
 
-def load_published(checkpoint: Checkpoint) -> Whisper:
-    """A float32 model straight from published files."""
+def load_published(checkpoint: Checkpoint, int8: bool = False) -> Whisper:
+    """A float32 (or int8) model straight from published files."""
     config, weights = import_whisper(checkpoint)
-    return build(Whisper, config, weights)
+    return build(Whisper, config, weights, reads_the_window if int8 else None)
+
+
+def reads_the_window(layer: str) -> bool:
+    """Whether a layer is fed all 1500 positions of the sound at once: the encoder, and keys and values made from it."""
+    return layer.startswith("encoder.") or layer.endswith("cross_kv")

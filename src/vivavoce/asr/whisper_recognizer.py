@@ -100,7 +100,7 @@ class WhisperRecognizer:
     """
 
     def __init__(self, model: Whisper, tokens: WhisperTokens, voice_activity: Silero | None, *, name: str = "whisper",
-                 speech: SegmentOptions = SPEECH, batch: int = 4, margin: int = 250):  # fmt: skip
+                 speech: SegmentOptions = SPEECH, batch: int = 2, margin: int = 250):  # fmt: skip
         self.margin = margin
         self.model, self.tokens, self.voice_activity = model, tokens, voice_activity
         self.name, self.speech, self.batch = name, speech, batch
@@ -233,7 +233,9 @@ class WhisperRecognizer:
 
     def remember(self, waves: list[Tensor], context: int | None = None) -> Memory:
         """Encode waves for the decoder; ``context`` positions instead of the published 1500."""
-        return self.model.decoder.remember(self.model.encode(self.features(waves, context)))
+        # one window at a time: together they would be no quicker, and take the memory of all
+        encoded = [self.model.encode(self.features([wave], context)) for wave in waves]
+        return self.model.decoder.remember(torch.cat(encoded))
 
     def _write_groups(self, groups: list[tuple[int, Tensor]], options: DecodingOptions, fallback: FallbackOptions,
                       words: bool, clock: _WordClock) -> Iterator[Segment]:  # fmt: skip

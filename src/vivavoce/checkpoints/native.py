@@ -112,8 +112,16 @@ class _WithoutInitialising(TorchFunctionMode):
         return func(*args, **given)
 
 
-def build(module: Callable[[Any], M], config: Any, tensors: Mapping[str, Tensor]) -> M:
-    """Make a module and fill it: float tensors become float32 parameters, int8 rows become integer layers."""
+def build(
+    module: Callable[[Any], M],
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    many_rows: Callable[[str], bool] | None = None,
+) -> M:
+    """Make a module and fill it: float tensors become float32 parameters, int8 rows become integer layers.
+
+    With ``many_rows`` (see :func:`~vivavoce.nn.quantized.install_int8`) float layers become integer layers as well.
+    """
     with torch.device("meta"), _WithoutInitialising():
         model = module(config)
     wanted = model.state_dict()
@@ -122,7 +130,7 @@ def build(module: Callable[[Any], M], config: Any, tensors: Mapping[str, Tensor]
         for head, embedding in tied_names(tensors).items()
         if head in wanted and head not in tensors and f"{head.removesuffix('weight')}levels" not in tensors
     }
-    rest = install_int8(model, _with_heads(tensors, tied))
+    rest = install_int8(model, _with_heads(tensors, tied, many_rows is not None), many_rows)
     floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in rest.items()}
     floats |= {head: floats[embedding] for head, embedding in tied.items() if embedding in floats}
     try:
@@ -138,12 +146,14 @@ def build(module: Callable[[Any], M], config: Any, tensors: Mapping[str, Tensor]
     return model.eval().requires_grad_(False)
 
 
-def _with_heads(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> Mapping[str, Tensor]:
-    """The tensors, and the integer rows of an embedding a second time under the name of its head."""
+def _with_heads(tensors: Mapping[str, Tensor], tied: Mapping[str, str], floats: bool) -> Mapping[str, Tensor]:
+    """The tensors, and the rows of an embedding (integers, or ``floats`` to be rounded) again under its head's name."""
     names = {key: key for key in tensors}
     for head, embedding in tied.items():
         if f"{embedding}_scale" in tensors:
             names |= {head: embedding, f"{head}_scale": f"{embedding}_scale"}
+        elif floats:
+            names[head] = embedding
     return LazyTensors({name: partial(tensors.__getitem__, key) for name, key in names.items()})
 
 

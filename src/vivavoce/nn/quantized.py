@@ -21,14 +21,18 @@ from torch import Tensor, nn
 from vivavoce.errors import CheckpointError
 from vivavoce.nn import native
 
+SLICE = 4096  # rows
 LEVELS = 127.0  # symmetric: -127 .. 127, so that negation is exact
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Split a float matrix (N, K) into int8 (N, K) and one float32 scale per row (N,): weight ~ int8 * scale."""
-    weight = weight.float()
-    scale = weight.abs().amax(dim=1).clamp_min(1e-12) / LEVELS
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
+    rows, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
+    for at in range(0, weight.shape[0], SLICE):  # a few rows at a time: no float copy of a whole vocabulary
+        part = weight[at : at + SLICE].float()
+        scale[at : at + SLICE] = part.abs().amax(dim=1).clamp_min(1e-12) / LEVELS
+        rows[at : at + SLICE] = (part / scale[at : at + SLICE, None]).round_()
+    return rows, scale
 
 
 class TorchInt8:
@@ -62,11 +66,13 @@ class Int8Linear(nn.Module):
     :func:`quantize_rows` in the file and build the layer from them.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, many_rows: bool = False):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         bias = None if bias is None else bias.detach().float().clone()
-        self.kernel = native.int8_linear(weight, scale, bias) or TorchInt8(weight, scale, bias)
+        # with hundreds of rows at once (an encoder) torch's kernels win, with few (a decoder) ours
+        ours = None if many_rows else native.int8_linear(weight, scale, bias)
+        self.kernel = ours or TorchInt8(weight, scale, bias)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Int8Linear:
@@ -161,20 +167,32 @@ class Int8Embedding(nn.Module):
         return self.weight[ids].float() * self.scale[ids][..., None]
 
 
-def install_int8(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def install_int8(
+    module: nn.Module, tensors: Mapping[str, Tensor], many_rows: Callable[[str], bool] | None = None
+) -> dict[str, Tensor]:
     """Replace every layer whose weight is stored as integers by its integer form: int8 rows (``X.weight`` beside
     ``X.weight_scale``), or 4-bit groups (``X.tiles``).
 
+    With ``many_rows``, linear layers and embeddings stored as floats are rounded to int8 too, one after another, so that
+    a model is never held as floats; it says of a layer's name whether many rows at once are its rule.
     Returns the tensors that are left for ``load_state_dict``.
     """
     layers = {key.removesuffix(".weight_scale") for key in tensors if key.endswith(".weight_scale")}
     known = {name for name, _ in module.named_modules()}
+    if many_rows is not None:
+        kinds = nn.Linear | nn.Embedding
+        layers |= {n for n, child in module.named_modules() if isinstance(child, kinds) and f"{n}.weight" in tensors}
     taken = {f"{name}.{part}" for name in layers & known for part in ("weight", "weight_scale", "bias")}
     for name in sorted(layers & known):  # one after another: only one layer's file pages are in memory at a time
         old = module.get_submodule(name)
-        weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
-        bias = tensors.get(f"{name}.bias")
-        new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias)
+        weight, scale, bias = (tensors.get(f"{name}.{part}") for part in ("weight", "weight_scale", "bias"))
+        assert weight is not None
+        if scale is None:
+            weight, scale = quantize_rows(weight)
+        if isinstance(old, nn.Embedding):
+            new = Int8Embedding(weight, scale)
+        else:
+            new = Int8Linear(weight, scale, bias, many_rows is not None and many_rows(name))
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
     for name in sorted({key.removesuffix(".tiles") for key in tensors if key.endswith(".tiles")} & known):
         bias = f"{name}.bias"
