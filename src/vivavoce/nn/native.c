@@ -101,7 +101,7 @@ INLINE __m128i four_sums(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
 }
 
-// vpdpbusd wants its first factor unsigned: 128 is added to the weights (a flipped top bit) and later taken off the sum.
+// vpdpbusd wants its first factor unsigned: 128 is added to the weights (a flipped top bit), taken off later.
 INLINE __m512i weights_at(const int8_t *w, int64_t left) {
     __mmask64 here = left < 64 ? ~0ull >> (64 - left) : ~0ull;
     return _mm512_xor_si512(_mm512_maskz_loadu_epi8(here, w), _mm512_set1_epi8((char)0x80));
