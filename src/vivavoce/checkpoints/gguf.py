@@ -20,6 +20,7 @@ from vivavoce.checkpoints.binary import MAX_NAME, MAX_RANK, Cursor, LazyTensors,
 from vivavoce.errors import CheckpointError, nearest
 
 MAGIC = b"GGUF"
+MAX_ITEMS = 1 << 21  # texts in one list: far more than the largest vocabulary and its merges
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -213,6 +214,8 @@ def open_gguf(path: Path) -> GGUFFile:
     if version not in (2, 3):
         raise damaged(path, f"GGUF version {version} is unknown")
     n_tensors, n_values = cursor.count("Q", 24), cursor.count("Q", 13)
+    if max(n_tensors, n_values) > MAX_ITEMS >> 4:
+        raise damaged(path, f"{max(n_tensors, n_values)} entries are too many")
     metadata: dict[str, Any] = {}
     for _ in range(n_values):
         key = cursor.text(_length(cursor, MAX_NAME))
@@ -248,12 +251,15 @@ def _value(cursor: Cursor, kind: int) -> Any:
         raise damaged(cursor.path, f"the value type {kind} is unknown")
     inner = cursor.integer("I")
     if inner == _STRING:
-        return [cursor.text(_length(cursor, 1 << 20)) for _ in range(cursor.count("Q", 8))]
+        count = cursor.count("Q", 8)
+        if count > MAX_ITEMS:
+            raise damaged(cursor.path, f"{count} texts are too many")
+        return [cursor.text(_length(cursor, 1 << 20)) for _ in range(count)]
     if inner not in _NUMBERS:
         raise damaged(cursor.path, "an array holds neither numbers nor texts")
     item = np.dtype("<" + _NUMBERS[inner]) if inner != 7 else np.dtype(np.bool_)
     count = cursor.count("Q", item.itemsize)
-    return np.frombuffer(cursor.take(count * item.itemsize), item).tolist()
+    return np.frombuffer(cursor.take(count * item.itemsize), item)  # a list would take many times the bytes
 
 
 def _place(cursor: Cursor) -> tuple[str, tuple[int, ...], BlockType, int]:

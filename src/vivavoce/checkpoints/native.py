@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vivavoce.checkpoints.binary import LazyTensors
-from vivavoce.config import from_dict, to_dict
+from vivavoce.config import to_dict
 from vivavoce.errors import CheckpointError
 from vivavoce.nn.quantized import install_int8
 
@@ -128,7 +128,7 @@ def build(
     tied = {
         head: embedding
         for head, embedding in tied_names(tensors).items()
-        if head in wanted and head not in tensors and f"{head.removesuffix('weight')}levels" not in tensors
+        if head in wanted and head not in tensors and f"{head.removesuffix('weight')}tiles" not in tensors
     }
     rest = install_int8(model, _with_heads(tensors, tied, many_rows is not None), many_rows)
     floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in rest.items()}
@@ -155,13 +155,3 @@ def _with_heads(tensors: Mapping[str, Tensor], tied: Mapping[str, str], floats: 
         elif floats:
             names[head] = embedding
     return LazyTensors({name: partial(tensors.__getitem__, key) for name, key in names.items()})
-
-
-def load_native(folder: Path, system: str, module: Callable[[Any], M], config_class: type) -> tuple[M, NativeFolder]:
-    """Load a model folder of the named system."""
-    about = open_native(folder)
-    if about.system != system:
-        raise CheckpointError(
-            f"{folder} holds a {about.system} model, not {system}; give the folder of a {system} model"
-        )
-    return build(module, from_dict(config_class, about.config), about.tensors()), about

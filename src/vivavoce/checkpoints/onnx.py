@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivavoce.checkpoints.binary import Cursor, LazyTensors, damaged, element_count, map_file
+from vivavoce.checkpoints.binary import MAX_RANK, Cursor, LazyTensors, damaged, element_count, map_file
 from vivavoce.errors import CheckpointError
 
 MAX_DEPTH = 8
+MAX_FIELDS = 1 << 20  # of all messages together: each becomes an object many times the size it has in the file
+PIECE = 1 << 20  # bytes of packed numbers that are taken apart at a time
+LONG = 64  # numbers: a longer list stays an array
 
 # TensorProto.data_type to (torch type, the field that may hold the values instead of raw_data)
 _TYPES: dict[int, tuple[torch.dtype, int]] = {
@@ -46,7 +49,8 @@ _WEIGHTED = frozenset(
 
 @dataclass(frozen=True)
 class Node:
-    """One operation of the graph; attributes are numbers, texts, lists of numbers, or the name of a constant tensor."""
+    """One operation of the graph; attributes are numbers, texts, lists of numbers (long ones as arrays), or the name of a
+    constant tensor."""
 
     name: str
     op_type: str
@@ -77,6 +81,15 @@ class _Graph:
     nodes: list[Node] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    n_fields: int = 0
+
+    def fields(self, cursor: Cursor) -> Iterator[tuple[int, memoryview | int]]:
+        """The fields of one message, counted."""
+        for found in _fields(cursor):
+            self.n_fields += 1
+            if self.n_fields > MAX_FIELDS:
+                raise damaged(cursor.path, "it has too many parts")
+            yield found
 
 
 @dataclass(frozen=True)
@@ -92,12 +105,12 @@ def open_onnx(path: Path) -> OnnxFile:
     """Map a file and read its graph; tensor data stays in the file until asked for."""
     graph = _Graph()
     seen_graph = False
-    for number, value in _fields(Cursor(map_file(path), path)):
+    for number, value in graph.fields(Cursor(map_file(path), path)):
         if number == 7:
             seen_graph = True
             _read_graph(_inside(value, path), graph, 0)
         elif number == 14:
-            pair = dict(_fields(_inside(value, path)))
+            pair = dict(graph.fields(_inside(value, path)))
             graph.metadata[_text(pair.get(1, b""))] = _text(pair.get(2, b""))
     if not seen_graph:
         raise damaged(path, "it holds no ONNX graph")
@@ -145,14 +158,31 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _integers(value: memoryview | int, path: Path) -> list[int]:
-    """A repeated integer, packed or single."""
+def _integers(value: memoryview | int, path: Path) -> np.ndarray:
+    """A repeated integer, packed or single: int64."""
+    return np.concatenate([np.empty(0, np.int64), *_pieces(value, path)])
+
+
+def _pieces(value: memoryview | int, path: Path) -> Iterator[np.ndarray]:
+    """The same, some at a time, so that little stands beside what is made of them."""
     if isinstance(value, int):
-        return [_signed(value)]
-    cursor, found = Cursor(value, path), []
-    while cursor.left:
-        found.append(_signed(_varint(cursor)))
-    return found
+        yield np.array([_signed(value)])
+        return
+    data = np.frombuffer(value, np.uint8)
+    while len(data):
+        ends = np.flatnonzero(data[:PIECE] < 128)  # the last byte of each number has no mark
+        if not len(ends):
+            raise damaged(path, "a number is too long" if len(data) >= 10 else "it ends too early")
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        lengths = ends - starts + 1
+        if lengths.max() > 10:
+            raise damaged(path, "a number is too long")
+        found = np.zeros(len(ends), np.uint64)
+        for at in range(int(lengths.max())):
+            longer = np.flatnonzero(lengths > at)
+            found[longer] |= (data[starts[longer] + at].astype(np.uint64) & np.uint64(127)) << np.uint64(7 * at)
+        yield found.view(np.int64)
+        data = data[int(ends[-1]) + 1 :]
 
 
 # ---------------------------------------------------------------------------------------------------- messages
@@ -161,22 +191,22 @@ def _integers(value: memoryview | int, path: Path) -> list[int]:
 def _read_graph(cursor: Cursor, graph: _Graph, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise damaged(cursor.path, "graphs are nested too deep")
-    for number, value in _fields(cursor):
+    for number, value in graph.fields(cursor):
         if number == 1:
             graph.nodes.append(_read_node(_inside(value, cursor.path), graph, depth))
         elif number == 5:
-            place = _read_tensor(_inside(value, cursor.path))
+            place = _read_tensor(_inside(value, cursor.path), graph)
             if place.name in graph.initialisers and not depth:
                 raise damaged(cursor.path, f"{place.name} comes twice")
             graph.initialisers.setdefault(place.name, place)
         elif number == 11 and not depth:
-            graph.inputs.append(_text(dict(_fields(_inside(value, cursor.path))).get(1, b"")))
+            graph.inputs.append(_text(dict(graph.fields(_inside(value, cursor.path))).get(1, b"")))
 
 
 def _read_node(cursor: Cursor, graph: _Graph, depth: int) -> Node:
     texts: dict[int, list[str]] = {1: [], 2: [], 3: [], 4: []}
     attributes: dict[str, Any] = {}
-    for number, value in _fields(cursor):
+    for number, value in graph.fields(cursor):
         if number in texts:
             texts[number].append(_text(value))
         elif number == 5:
@@ -191,14 +221,15 @@ def _read_node(cursor: Cursor, graph: _Graph, depth: int) -> Node:
 
 
 def _read_attribute(cursor: Cursor, graph: _Graph, depth: int) -> tuple[str, Any]:
-    name, held, many = "", None, []
-    for number, value in _fields(cursor):
+    name, held, many = "", None, list[Any]()
+    for number, value in graph.fields(cursor):
         if number == 1:
             name = _text(value)
         elif number == 3 and isinstance(value, int):
             held = _signed(value)
         elif number == 8:
-            many += _integers(value, cursor.path)
+            whole = _integers(value, cursor.path)
+            many += whole.tolist() if len(whole) <= LONG else [whole]
         elif number == 6:
             _read_graph(_inside(value, cursor.path), graph, depth + 1)
         elif isinstance(value, int):
@@ -208,21 +239,24 @@ def _read_attribute(cursor: Cursor, graph: _Graph, depth: int) -> tuple[str, Any
         elif number == 4:
             held = _text(value)
         elif number == 5:
-            held = _read_tensor(Cursor(value, cursor.path))
+            held = _read_tensor(Cursor(value, cursor.path), graph)
         elif number == 7 and len(value) % 4 == 0:
-            many += np.frombuffer(value, "<f4").tolist()
+            floats = np.frombuffer(value, "<f4")
+            many += floats.tolist() if len(floats) <= LONG else [floats]
         elif number == 9:
             many.append(_text(value))
+    if len(many) == 1 and isinstance(many[0], np.ndarray):
+        return name, many[0]
     return name, many or held
 
 
-def _read_tensor(cursor: Cursor) -> _TensorPlace:
+def _read_tensor(cursor: Cursor, graph: _Graph) -> _TensorPlace:
     shape: list[int] = []
     kind, name, raw = 0, "", None
     typed: dict[int, list[memoryview | int]] = {}
-    for number, value in _fields(cursor):
+    for number, value in graph.fields(cursor):
         if number == 1:
-            shape += _integers(value, cursor.path)
+            shape += _integers(value, cursor.path)[: MAX_RANK + 1].tolist()
         elif number == 2 and isinstance(value, int):
             kind = value
         elif number == 8:
@@ -248,9 +282,9 @@ def _tensor(path: Path, place: _TensorPlace) -> Tensor:
     elif number in (4, 10):
         data = b"".join(bytes(piece) for piece in place.typed.get(number, []) if not isinstance(piece, int))
     else:
-        values = [one for piece in place.typed.get(number, []) for one in _integers(piece, path)]
-        mask = (1 << 8 * dtype.itemsize) - 1
-        data = b"".join((value & mask).to_bytes(dtype.itemsize, "little") for value in values)
+        form = f"<u{dtype.itemsize}"  # a narrower type takes the low bytes
+        pieces = (piece for value in place.typed.get(number, []) for piece in _pieces(value, path))
+        data = b"".join(piece.astype(form).tobytes() for piece in pieces)
     if element_count(place.shape, path, len(data)) * dtype.itemsize != len(data):
         raise damaged(path, f"{place.name} has {len(data)} bytes for the shape {list(place.shape)}")
     if not data:

@@ -355,7 +355,7 @@ def _compiled(template: str) -> tuple[re.Pattern[str], tuple[tuple[str, int, int
         pattern += re.escape(template[end : found.start()]).replace(r"\*", ".*")
         name = found[2]
         groups.append((name, int(found[1] or 1), int(found[3] or 0)))
-        pattern += r"(\d+)" if name in _INTEGERS else r"([^./]+)"
+        pattern += r"(\d{1,9})" if name in _INTEGERS else r"([^./]+)"
         end = found.end()
     return re.compile(pattern + re.escape(template[end:]).replace(r"\*", ".*")), tuple(groups)
 

@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from http.client import HTTPException
 from typing import Any
 
@@ -14,7 +15,16 @@ from vivavoce.lm.chat import SYSTEM, Message
 from vivavoce.text.chunking import sentences
 
 MAX_LINE = 1 << 20
+MAX_CHARS = 4000  # of an answer: minutes of speech
+MAX_EVENTS = 20_000  # of a stream: one that says nothing ends too
 NO_ANSWER = "the text model answered with something that is not a chat completion; check the address"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows nothing: neither the key nor what was said goes to an address that was not given."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
 
 
 class RemoteChat:
@@ -30,25 +40,28 @@ class RemoteChat:
         self._url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/chat/completions") else "/chat/completions")
         self._model, self._key, self._system = model, key, system
         self._max_sentences, self._timeout = max_sentences, timeout
+        self._opener = urllib.request.build_opener(_NoRedirect)
 
     def warm(self) -> None:
         """Nothing to do: the other side keeps its own cache."""
 
     def reply(self, messages: Sequence[Message]) -> Iterator[str]:
-        """Pieces of the answer, cut after the allowed number of sentences."""
+        """Pieces of the answer, cut after the allowed number of sentences; closing it hangs up."""
         told = ""
-        for piece in self._pieces(messages):
-            text = told + piece
-            found = sentences(text)
-            if self._max_sentences and len(found) > self._max_sentences:
-                at = 0
-                for sentence in found[: self._max_sentences]:  # in turn, since sentences may be alike
-                    at = text.index(sentence, at) + len(sentence)
-                if at > len(told):
-                    yield text[len(told) : at]
-                return
-            told = text
-            yield piece
+        with closing(self._pieces(messages)) as pieces:
+            for piece in pieces:
+                text = (told + piece)[:MAX_CHARS]
+                found = sentences(text)
+                end = len(text)
+                if self._max_sentences and len(found) > self._max_sentences:
+                    end = 0
+                    for sentence in found[: self._max_sentences]:  # in turn, since sentences may be alike
+                        end = text.index(sentence, end) + len(sentence)
+                if end > len(told):
+                    yield text[len(told) : end]
+                if end < len(text) or len(text) == MAX_CHARS:
+                    return
+                told = text
 
     def _pieces(self, messages: Sequence[Message]) -> Iterator[str]:
         turns = [{"role": "system", "content": self._system}]
@@ -59,10 +72,14 @@ class RemoteChat:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url, data=body, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as response:
+            with self._opener.open(request, timeout=self._timeout) as response:
                 for event in _events(response):
                     yield from self._text_of(event)
         except urllib.error.HTTPError as error:
+            if 300 <= error.code < 400:
+                raise VivaError(
+                    f"the text model at {self._url} sends on to another address (HTTP {error.code}); give that one"
+                ) from error
             raise VivaError(
                 f"the text model at {self._url} refused with HTTP {error.code}; check --llm-model and the key"
             ) from error
@@ -88,7 +105,10 @@ class RemoteChat:
 def _events(response: Any) -> Iterator[dict[str, Any]]:
     """The objects of a stream of ``data: {...}`` lines; VivaError where there is none."""
     found = False
-    while line := response.readline(MAX_LINE):
+    for _ in range(MAX_EVENTS):
+        line = response.readline(MAX_LINE)
+        if not line:
+            break
         data = line.decode("utf-8", "replace").strip().removeprefix("data:").strip()
         if data == "[DONE]":
             return

@@ -142,9 +142,9 @@ class Decoder(nn.Module):
             return None
         if self._stack is None and native.active():
             self._stack = self._plan()
-        if self._stack is None or not self._stack.takes([c.key for c in state], [c.value for c in state]):
+        if self._stack is None:
             return None
-        return self._stack.step(x, span)
+        return self._stack.step(x, [cache.key for cache in state], [cache.value for cache in state], span)
 
     def _plan(self) -> native.NativeStack | None:
         c = self.config

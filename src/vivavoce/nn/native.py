@@ -17,6 +17,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +68,7 @@ _SIGNATURES = {
 
 _library: ctypes.CDLL | None = None
 _status = "the C kernels were not asked for"
+_failed: dict[tuple[Path, str], str] = {}  # folder and compiler -> why: what failed once is not tried at every load
 
 
 def enable(folder: Path) -> bool:
@@ -100,15 +102,27 @@ def library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         return None, f"no C compiler found (looked for {', '.join(COMPILERS)}); models run on torch alone"
+    asked = (folder, compiler)
+    if asked in _failed:
+        return None, _failed[asked]
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _open_to_others(folder):
+            return None, f"others may write into {folder}, so no C kernels are taken from it; models run on torch alone"
         file = folder / f"kernels-{_fingerprint(compiler)}.so"
-        if not _whole(file):
-            folder.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, file)
-        return _load(file), f"C kernels compiled by {Path(compiler).name} in use"
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        return _kept(file) or _compile(compiler, file), f"C kernels compiled by {Path(compiler).name} in use"
+    except (OSError, subprocess.SubprocessError) as error:
         why = " ".join(str(error).split())[:200]
-        return None, f"the C kernels could not be built ({why}); models run on torch alone"
+        _failed[asked] = f"the C kernels could not be built ({why}); models run on torch alone"
+        return None, _failed[asked]
+
+
+def _open_to_others(folder: Path) -> bool:
+    """Whether somebody else could have put a library there, for us to run."""
+    if os.name != "posix":
+        return False
+    found = folder.stat()
+    return found.st_uid != os.geteuid() or bool(found.st_mode & 0o022)
 
 
 def _fingerprint(compiler: str) -> str:
@@ -122,21 +136,33 @@ def _fingerprint(compiler: str) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
-def _compile(compiler: str, file: Path) -> None:
+def _compile(compiler: str, file: Path) -> ctypes.CDLL:
     """Into a file of another name, then renamed: another process sees all of it or nothing."""
+    why = "the compiler made nothing"
     with tempfile.TemporaryDirectory(dir=file.parent) as room:
         made = Path(room) / "kernels.so"
-        told = b""
         for flags in FLAGS:
             command = [compiler, *FIXED, *flags, str(SOURCE), "-o", str(made), "-lm"]
             run = subprocess.run(command, capture_output=True, timeout=120, check=False, cwd=room)
-            told = run.stderr
-            if run.returncode == 0:
-                break
-        if not made.exists():
-            raise OSError(told.decode(errors="replace") or "the compiler made nothing")
-        _seal(file).write_text(hashlib.sha256(made.read_bytes()).hexdigest(), encoding="ascii")
-        made.replace(file)
+            if run.returncode or not made.exists():
+                why = run.stderr.decode(errors="replace") or why
+                continue
+            _seal(file).write_text(hashlib.sha256(made.read_bytes()).hexdigest(), encoding="ascii")
+            made.replace(file)
+            try:
+                return _load(file)
+            except (OSError, AttributeError) as error:  # such as a missing OpenMP library: plainer flags may do
+                why = str(error)
+                file.unlink(missing_ok=True)
+    raise OSError(why)
+
+
+def _kept(file: Path) -> ctypes.CDLL | None:
+    """The kernels compiled before, if they are there, whole and can be loaded."""
+    try:
+        return _load(file) if _whole(file) else None
+    except (OSError, AttributeError):
+        return None
 
 
 def _seal(file: Path) -> Path:
@@ -203,8 +229,17 @@ def int4_linear(tiles: Tensor, n: int, bias: Tensor | None) -> NativeLinear | No
     return NativeLinear(INT4, n, 32 * tiles.shape[1], tiles.contiguous(), None, bias)
 
 
+class _Caches(NamedTuple):
+    """Pointers to the caches of one conversation, and the tensors they were taken from."""
+
+    tensors: list[weakref.ref[Tensor]]
+    keys: ctypes.Array[ctypes.c_void_p]
+    values: ctypes.Array[ctypes.c_void_p]
+    capacity: int
+
+
 class NativeStack:
-    """A whole decoder for the C kernels, made once per Decoder."""
+    """A whole decoder for the C kernels, made once per Decoder; several conversations and threads may share it."""
 
     def __init__(self, sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]],
                  linears: list[tuple[NativeLinear, ...]], norm: Tensor, table: Tensor):  # fmt: skip
@@ -212,7 +247,6 @@ class NativeStack:
         down) per layer; table (2, context, head width)."""
         self._library = linears[0][0]._library
         self._kept = (norms, linears, norm, table)
-        self.capacity = 0
         self._layers = (LayerStruct * len(norms))(
             *(
                 LayerStruct(first.data_ptr(), second.data_ptr(), *(linear.struct for linear in four))
@@ -223,40 +257,47 @@ class NativeStack:
             len(norms), *sizes, norm.data_ptr(), table.data_ptr(), table.shape[1], eps, ctypes.addressof(self._layers)
         )
         self._pointers = _pointer * len(norms)
-        self._bound: list[weakref.ref[Tensor]] = []
-        self._keys = self._values = self._pointers()
+        self._last: _Caches | None = None
 
-    def takes(self, keys: list[Tensor], values: list[Tensor]) -> bool:
-        """Point at these caches (1, G, capacity, width), if they are plain float32 memory of one shape."""
+    def step(self, x: Tensor, keys: list[Tensor], values: list[Tensor], span: int) -> Tensor | None:
+        """x (1, T, D) -> normed states (1, T, D); keys and values (1, G, capacity, width) are written in place up to
+        ``span``. None where the caches are no plain float32 memory of one shape, or the span does not fit."""
+        x, length = x.contiguous(), x.shape[1]
+        caches = self._caches(keys, values)
+        if caches is None or x.shape[2] != self.plan.dim:
+            return None
+        if not length <= span <= min(caches.capacity, self.plan.context):
+            return None
+        threads, plan, y = torch.get_num_threads(), ctypes.byref(self.plan), torch.empty_like(x)
+        work = torch.empty(self._library.decoder_bytes(plan, length, span, threads), dtype=torch.uint8)
+        self._library.decoder_step(
+            plan, caches.keys, caches.values, caches.capacity, span, length, x.data_ptr(), y.data_ptr(),
+            work.data_ptr(), threads,
+        )  # fmt: skip
+        return y
+
+    def _caches(self, keys: list[Tensor], values: list[Tensor]) -> _Caches | None:
+        """Pointers to these caches: those of the last step, if they are of the very same tensors."""
         parts = [*keys, *values]
-        if len(self._bound) == len(parts) and all(ref() is part for ref, part in zip(self._bound, parts, strict=True)):
-            return True  # the caches of the last step: nothing to look at again
+        last = self._last  # read once: another thread may put its own there meanwhile
+        if last is not None and len(last.tensors) == len(parts):
+            if all(ref() is part for ref, part in zip(last.tensors, parts, strict=True)):
+                return last
         shape = (1, self.plan.groups, keys[0].shape[2], self.plan.width)
         plain = all(
             part.shape == shape and part.dtype == torch.float32 and part.is_contiguous() and part.device.type == "cpu"
             for part in parts
         )
-        if plain and len(keys) == len(values) == self.plan.n_layers:
-            self._bound = [weakref.ref(part) for part in parts]
-            self._keys = self._pointers(*(key.data_ptr() for key in keys))
-            self._values = self._pointers(*(value.data_ptr() for value in values))
-            self.capacity = shape[2]
-            return True
-        return False
-
-    def step(self, x: Tensor, span: int) -> Tensor | None:
-        """x (1, T, D) -> normed states (1, T, D); the caches taken last are written in place up to ``span``. None where
-        the span does not fit."""
-        x, length = x.contiguous(), x.shape[1]
-        if not length <= span <= min(self.capacity, self.plan.context) or x.shape[2] != self.plan.dim:
+        if not plain or not len(keys) == len(values) == self.plan.n_layers:
             return None
-        threads, plan, y = torch.get_num_threads(), ctypes.byref(self.plan), torch.empty_like(x)
-        work = torch.empty(self._library.decoder_bytes(plan, length, span, threads), dtype=torch.uint8)
-        self._library.decoder_step(
-            plan, self._keys, self._values, self.capacity, span, length, x.data_ptr(), y.data_ptr(), work.data_ptr(),
-            threads,
-        )  # fmt: skip
-        return y
+        made = _Caches(
+            [weakref.ref(part) for part in parts],
+            self._pointers(*(key.data_ptr() for key in keys)),
+            self._pointers(*(value.data_ptr() for value in values)),
+            shape[2],
+        )
+        self._last = made
+        return made
 
 
 def stack(sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]],

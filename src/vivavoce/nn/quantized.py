@@ -22,6 +22,7 @@ from vivavoce.errors import CheckpointError
 from vivavoce.nn import native
 
 SLICE = 4096  # rows
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LEVELS = 127.0  # symmetric: -127 .. 127, so that negation is exact
 
 
@@ -178,28 +179,52 @@ def install_int8(
     Returns the tensors that are left for ``load_state_dict``.
     """
     layers = {key.removesuffix(".weight_scale") for key in tensors if key.endswith(".weight_scale")}
-    known = {name for name, _ in module.named_modules()}
+    tiled = {key.removesuffix(".tiles") for key in tensors if key.endswith(".tiles")}
+    known = dict(module.named_modules())
     if many_rows is not None:
         kinds = nn.Linear | nn.Embedding
-        layers |= {n for n, child in module.named_modules() if isinstance(child, kinds) and f"{n}.weight" in tensors}
-    taken = {f"{name}.{part}" for name in layers & known for part in ("weight", "weight_scale", "bias")}
-    for name in sorted(layers & known):  # one after another: only one layer's file pages are in memory at a time
-        old = module.get_submodule(name)
-        weight, scale, bias = (tensors.get(f"{name}.{part}") for part in ("weight", "weight_scale", "bias"))
-        assert weight is not None
-        if scale is None:
-            weight, scale = quantize_rows(weight)
-        if isinstance(old, nn.Embedding):
-            new = Int8Embedding(weight, scale)
+        layers |= {n for n, child in known.items() if isinstance(child, kinds) and f"{n}.weight" in tensors}
+    taken: set[str] = set()
+    for name in sorted((layers | tiled) & known.keys()):  # one by one: the file pages of one layer are in memory
+        old, rounded = known[name], f"{name}.weight_scale" not in tensors
+        parts = {part: tensors.get(f"{name}.{part}") for part in ("weight", "weight_scale", "tiles", "bias")}
+        _check(name, old, parts, rounded and name in layers)
+        weight, scale, tiles, bias = parts.values()
+        if tiles is not None:
+            new = Int4Linear(tiles, old.weight.shape[0], bias)
         else:
-            new = Int8Linear(weight, scale, bias, many_rows is not None and many_rows(name))
+            assert weight is not None
+            weight, scale = (weight, scale) if scale is not None else quantize_rows(weight)
+            many = many_rows is not None and many_rows(name)
+            new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias, many)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
-    for name in sorted({key.removesuffix(".tiles") for key in tensors if key.endswith(".tiles")} & known):
-        bias = f"{name}.bias"
-        tiles, shape = tensors[f"{name}.tiles"], tuple(module.get_parameter(f"{name}.weight").shape)
-        if tuple(tiles.shape) != (-(-shape[0] // TILE), shape[1] // GROUP, 20 * TILE) or tiles.dtype != torch.uint8:
-            raise CheckpointError(f"the 4-bit weights of {name} do not fit its size: pull the model again")
-        new = Int4Linear(tiles, shape[0], tensors.get(bias))
-        setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
-        taken |= {f"{name}.tiles", bias}
+        taken |= {f"{name}.{part}" for part in parts}
     return {key: tensors[key] for key in tensors if key not in taken}
+
+
+def _check(name: str, old: nn.Module, parts: Mapping[str, Tensor | None], rounded: bool) -> None:
+    """Compare what a file holds for one integer layer with the layer it replaces; ``rounded``: the rows are floats."""
+    weight, scale, tiles, bias = parts.values()
+    if not isinstance(old, nn.Linear if tiles is not None else nn.Linear | nn.Embedding):
+        raise CheckpointError(f"integer weights are stored for {name}, which has none: pull the model again")
+    if tiles is not None and (weight is not None or scale is not None):
+        raise CheckpointError(f"{name} is stored in 4 bits and in another form as well: pull the model again")
+    n, k = old.weight.shape
+    wanted = (
+        {"tiles": (tiles, (-(-n // TILE), k // GROUP, 20 * TILE), (torch.uint8,))}
+        if tiles is not None
+        else {
+            "weight": (weight, (n, k), FLOATS if rounded else (torch.int8,)),
+            "weight_scale": (scale, None if rounded else (n,), FLOATS),
+        }
+    )
+    wanted["bias"] = (bias, (n,) if getattr(old, "bias", None) is not None else None, FLOATS)
+    for part, (tensor, shape, types) in wanted.items():
+        if tensor is None and shape is not None:
+            raise CheckpointError(f"{name}.{part} is missing beside the integer weights of {name}: pull the model again")
+        if tensor is not None and (shape is None or tuple(tensor.shape) != shape or tensor.dtype not in types):
+            found, kind = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+            fit = "nothing" if shape is None else f"{list(shape)} of the type {str(types[0]).removeprefix('torch.')}"
+            raise CheckpointError(f"{name}.{part} is {found} of the type {kind}, not {fit}: pull the model again")
+    if tiles is not None and k % GROUP:
+        raise CheckpointError(f"the {k} inputs of {name} are no whole groups of {GROUP} weights: pull the model again")

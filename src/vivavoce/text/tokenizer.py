@@ -45,11 +45,12 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """Build from the tables of a GGUF file (``tokenizer.ggml.*``)."""
-        tokens: Sequence[str] = metadata["tokenizer.ggml.tokens"]
-        kinds: Sequence[int] = metadata["tokenizer.ggml.token_type"]
-        merges = [tuple(pair.split(" ", 1)) for pair in metadata["tokenizer.ggml.merges"]]
-        engine = Engine(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-        kind = metadata.get("tokenizer.ggml.pre", "default")
+        tokens, kinds, merges = _gguf_tables(metadata)
+        try:
+            engine = Engine(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+        except Exception as error:  # the library raises bare Exception, as for a merge of unknown tokens
+            raise CheckpointError("the merges of this GGUF file do not fit its tokens; fetch it again") from error
+        kind = str(metadata.get("tokenizer.ggml.pre", "default"))[:40]
         if kind == "smollm":
             before = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         elif kind == "qwen2":
@@ -84,6 +85,23 @@ class Tokenizer:
         if name not in self.specials:
             raise CheckpointError(f"the tokenizer has no special token {name!r}: it belongs to another model")
         return self.specials[name]
+
+
+def _gguf_tables(metadata: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[int], list[tuple[str, str]]]:
+    """Tokens, their types, and merges as pairs; one CheckpointError where a table is missing or in an unknown form."""
+    names = [f"tokenizer.ggml.{table}" for table in ("tokens", "token_type", "merges")]
+    missing = [name for name in names if name not in metadata]
+    if missing:
+        raise CheckpointError(f"this GGUF file has no {', '.join(missing)}; give one with a byte-level BPE tokenizer")
+    tokens, kinds, merges = (metadata[name] for name in names)
+    try:
+        pairs = [(first, second) for first, second in (merge.split(" ", 1) for merge in merges)]
+        good = len(tokens) == len(kinds) and all(isinstance(token, str) for token in tokens)
+    except (AttributeError, TypeError, ValueError):
+        good, pairs = False, []
+    if not good:
+        raise CheckpointError("the tokenizer tables of this GGUF file do not fit each other; fetch it again")
+    return tokens, kinds, pairs
 
 
 def _restore_merges(model: dict[str, Any]) -> None:
