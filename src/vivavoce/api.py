@@ -42,7 +42,7 @@ from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer, state_shapes
 from vivavoce.lm.llama_four_bit import import_int4
 from vivavoce.nn import native
-from vivavoce.nn.quantized import unpack_tiles
+from vivavoce.nn.quantized import quantize_rows, tiles_shape, unpack_tiles
 from vivavoce.text.phonemes import EspeakPhonemizer, LexiconPhonemizer, Phonemizer
 from vivavoce.text.tokenizer import Tokenizer
 from vivavoce.tts import Speech
@@ -55,6 +55,7 @@ VOICE_ACTIVITY = "silero-vad"
 VOICE = "vits-joe"
 RECOGNIZERS = ("whisper-base", "whisper-tiny.en")  # best first
 DTYPES = ("int8", "int4", "float32")
+HAS = {"whisper": ("int8", "float32"), "llama": DTYPES}  # the others compute in floats
 PHONEMES = ("auto", "espeak", "lexicon")
 TASKS = ("transcribe", "translate")
 
@@ -107,8 +108,11 @@ def load(
 
     ``name_or_path`` is a catalogue checkpoint such as "whisper-base", a folder that ``viva pull`` made, or a file or
     folder in any published layout of a known system. ``parts`` replaces defaults: ``voice_activity`` (None: without) of
-    a recogniser, ``phonemes`` ("auto", "espeak", "lexicon" or a phonemizer) of a voice. ``dtype`` is "int8" (the
-    default on a CPU, where a system has it) or "float32".
+    a recogniser, ``phonemes`` ("auto", "espeak", "lexicon" or a phonemizer) of a voice.
+
+    ``dtype`` is "float32"; for recognisers and language models also "int8", and for language models whose file is in 4
+    bits "int4". Without it, on a CPU: int8 for recognisers and language models (pulled ones of 4 bits stay so), and for
+    voices bfloat16 where that pays. ConfigError for a dtype that a system does not have.
     """
     options = _Options(_device(device), dtype, dict(parts or {}))
     if options.int8:
@@ -146,6 +150,14 @@ class _Options:
     def int8(self) -> bool:
         return _is_int8(self.dtype, self.device)
 
+    def computes(self, stem: str) -> None:
+        """Refuse a dtype that a system does not have."""
+        has = HAS.get(stem, ("float32",))
+        if self.dtype is not None and self.dtype not in has:
+            raise ConfigError(
+                f"{system(stem).title} has no dtype {self.dtype!r}; use {' or '.join(has)}, or leave it out"
+            )
+
     def part(self, name: str, default: Callable[[], Any]) -> Any:
         """A part that was given, or the default one; the rest must be known too."""
         unknown = [key for key in self.parts if key != name]
@@ -170,6 +182,7 @@ class _Options:
 
 def _from_native(folder: Path, name: str, options: _Options) -> Any:
     about = open_native(folder)
+    options.computes(about.system)
     if about.system == "whisper":
         integers = reads_the_window if options.int8 else None
         model = build(Whisper, from_dict(WhisperConfig, about.config), about.tensors(), integers)
@@ -179,13 +192,39 @@ def _from_native(folder: Path, name: str, options: _Options) -> Any:
     if about.system == "llama":
         options.no_parts()
         config = from_dict(LlamaConfig, about.config)
-        tensors = about.tensors() if options.int8 else _floats(about.tensors(), state_shapes(config))
+        tensors = _in_type(about.tensors(), state_shapes(config), options, name)
         model = build(Llama, config, tensors).to(options.device)
         return TextModel(model, Tokenizer.from_file(folder / "tokenizer.json"))
     if about.system == "silero":
         options.no_parts()
         return _native_silero(about).to(options.device)
     raise CheckpointError(f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull it again")
+
+
+def _in_type(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], options: _Options, name: str
+) -> Mapping[str, Tensor]:
+    """The tensors of a pulled language model in the dtype asked for."""
+    tiled = [key for key in tensors if key.endswith(".tiles")]
+    if not options.int8:
+        return _floats(tensors, shapes)
+    if options.dtype == "int4" and not tiled:
+        raise ConfigError(f"{name} is not stored in 4 bits; leave out the dtype, or load a GGUF file of the type Q4_K")
+    if options.dtype != "int8" or not tiled:
+        return tensors
+    made = {key: tensors[key] for key in tensors if not key.endswith(".tiles")}
+    for key in tiled:
+        weight = key.removesuffix("tiles") + "weight"
+        made[weight], made[f"{weight}_scale"] = quantize_rows(_matrix(tensors[key], shapes, weight))
+    return made
+
+
+def _matrix(tiles: Tensor, shapes: Mapping[str, tuple[int, ...]], weight: str) -> Tensor:
+    """4-bit tiles as floats; CheckpointError where they are not those of this weight."""
+    shape = shapes.get(weight, ())
+    if len(shape) != 2 or tiles.dtype != torch.uint8 or tuple(tiles.shape) != tiles_shape(*shape):
+        raise CheckpointError(f"the 4-bit weights of {weight} do not fit its size: pull the model again")
+    return unpack_tiles(tiles, shape[0])
 
 
 def _floats(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -198,7 +237,7 @@ def _floats(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
     }
     for key in (key for key in tensors if key.endswith(".tiles")):
         weight = key.removesuffix("tiles") + "weight"
-        made[weight] = unpack_tiles(tensors[key], shapes[weight][0])
+        made[weight] = _matrix(tensors[key], shapes, weight)
     return made
 
 
@@ -250,8 +289,6 @@ def phonemizer(language: str, choice: str = "auto") -> Phonemizer:
 
 def _recognizer(model: Whisper, tokenizer: Tokenizer, name: str, options: _Options) -> WhisperRecognizer:
     options.cpu_only("recognisers")
-    if options.dtype == "int4":
-        raise ConfigError("a recogniser's dtype must be int8 or float32, not 'int4'")
     detector = options.part("voice_activity", _voice_activity)
     tokens = WhisperTokens.for_vocabulary(tokenizer, model.config.vocab_size)
     return WhisperRecognizer(model, tokens, detector, name=name)
@@ -272,6 +309,7 @@ def _voice_activity() -> Silero:
 def _from_published(path: Path, options: _Options) -> Any:
     checkpoint = open_checkpoint(path)
     stem, _, layout = find_layout(checkpoint)
+    options.computes(stem)
     if stem == "whisper":
         return _recognizer(load_published(checkpoint, options.int8), _whisper_tokenizer(checkpoint), path.stem, options)
     if stem == "vits":
@@ -339,14 +377,10 @@ def create(stem: str, size: str, *, seed: int = 0) -> nn.Module:
         raise UnknownNameError(f"{stem} has no size {size!r}{nearest(size, row.sizes)}; it has {', '.join(row.sizes)}")
     method, _, argument = row.sizes[size].partition(":")
     config_class = reference(row.config)
-    config = getattr(config_class, method)(*([argument] if argument else [])) if method else _plain(config_class)
+    config = getattr(config_class, method)(*([argument] if argument else [])) if method else config_class()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return reference(row.model)(config).eval()
-
-
-def _plain(config_class: Any) -> Any:
-    return config_class()
 
 
 # ---------------------------------------------------------------------------------------------------- transcribe

@@ -147,6 +147,7 @@ def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[
     the detector takes it, and times count from the moment the last of it was fed.
     """
     session, clock = cascade.session(), cascade.clock
+    session.real_time = real_time
     listener, began = _Listener(session.sample_rate), clock()
     fed, done, told = 0, 0, False  # told: the turn was given out, but its sound may still be playing
     try:
@@ -196,7 +197,7 @@ def _result(cascade: Cascade, turn: Turn, listener: _Listener, event: Event) -> 
     return TalkResult(
         heard=turn.heard.strip(), answer=event.text if event.kind == "interrupted" else turn.answer.strip(), wave=wave,
         sample_rate=listener.rate, first_sound_ms=turn.timing.first_sound, parts_ms=dict(turn.timing.parts),
-        real_time_factor=working / length if length else None, underruns=listener.underruns, models=cascade.models,
+        real_time_factor=working / length if length and event.kind == "reply_ended" else None, underruns=listener.underruns, models=cascade.models,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import torch
 
 from vivavoce.asr.whisper import Whisper, WhisperConfig
 from vivavoce.asr.whisper_decoding import Decoded, DecodingOptions, FallbackOptions, Rules, decode
-from vivavoce.asr.whisper_recognizer import Tape, join_text, split_window
+from vivavoce.asr.whisper_recognizer import Tape, WhisperRecognizer, join_text, split_window
 from vivavoce.asr.whisper_tokens import SpecialIds, language_code
 from vivavoce.search.sampling import period
 
@@ -169,3 +169,50 @@ def test_training_lowers_the_loss() -> None:
         for name, p in whisper.named_parameters()
         if "positions" not in name
     )
+
+
+class LoudIsSpeech:
+    """A detector that takes any sound for speech."""
+
+    class config:
+        chunk = 512
+
+    def init_state(self, batch: int) -> torch.Tensor:
+        return torch.zeros(batch, 1)
+
+    def step(self, wave: torch.Tensor, state: torch.Tensor):
+        return (wave.unflatten(1, (-1, 512)).abs().amax(-1) > 0.1).float(), state
+
+
+def groups(*seconds: float) -> list[tuple[float, torch.Tensor]]:
+    """Windows of sound of 1 (positive seconds) and silence (negative) in turns; their starts in seconds."""
+    config = WhisperConfig.sized("tiny")
+    with torch.device("meta"):
+        whisper = Whisper(config)
+    heard = WhisperRecognizer(whisper, FakeTokens(), LoudIsSpeech())  # pyright: ignore
+    wave = torch.cat([torch.full((int(abs(s) * 16_000),), 1.0 if s > 0 else 0.0) for s in seconds])
+    return [(start / 16_000, sound) for start, sound in heard._groups(Tape(wave.split(16_000)))]
+
+
+def test_speech_before_a_long_silence_is_kept() -> None:
+    for silence in (20, 45, 130):
+        found = groups(-1, 5, -silence)
+        assert len(found) == 1 and abs(found[0][1].sum().item() / 16_000 - 5) < 0.1
+    assert [round(start) for start, _ in groups(5, -130, 5)] == [0, 135]
+
+
+def test_long_speech_is_heard_once_and_whole() -> None:
+    found = groups(70)
+    heard = sum(sound.sum().item() for _, sound in found) / 16_000
+    assert abs(heard - 70) < 0.1 and len(found) == 3
+    for (start, sound), (following, _) in zip(found, found[1:], strict=False):
+        assert abs(start + sound.numel() / 16_000 - following) < 0.1
+
+
+def test_a_tape_holds_little_of_a_long_recording() -> None:
+    tape = Tape(torch.zeros(16_000) for _ in range(600))
+    config = WhisperConfig.sized("tiny")
+    with torch.device("meta"):
+        whisper = Whisper(config)
+    heard = WhisperRecognizer(whisper, FakeTokens(), LoudIsSpeech())  # pyright: ignore
+    assert list(heard._groups(tape)) == [] and tape._held.numel() < 16_000 * 30

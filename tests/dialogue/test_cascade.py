@@ -181,3 +181,33 @@ def test_an_error_of_a_part_reaches_the_caller() -> None:
         assert "broke" in str(error)
     else:
         raise AssertionError("the error was swallowed")
+
+
+def test_a_question_without_end_is_answered_and_its_rest_let_pass() -> None:
+    whole = cascade()
+    session = whole.session()
+    replies = feed(session, 29.0, loud=True)
+    time.sleep(0.1)
+    replies += feed(session, 3.0, loud=True) + feed(session, 1.0, loud=False)
+    assert "interrupted" not in kinds(replies) and len(session.turns) == 1
+    assert session.history[-1].text.endswith("most of the day.")
+    feed(session, 0.6, loud=True)
+    finish(session, 0.6)
+    assert len(session.turns) == 2
+
+
+def test_an_interruption_keeps_the_whole_answer_where_nobody_says_how_much_was_played() -> None:
+    session = cascade().session()
+    feed(session, 1.0, loud=True)
+    finish(session, 0.6)
+    session.interrupt()
+    assert session.history[-1].text.endswith("most of the day.")
+
+
+def test_asking_during_an_answer_interrupts_it() -> None:
+    session = cascade().session()
+    session.ask(torch.ones(16_000))
+    first = session.turns[0]
+    session.ask(torch.ones(16_000))
+    assert first.cancelled.is_set() and len(session.turns) == 2
+    finish(session)

@@ -34,6 +34,7 @@ from vivavoce.detect.segments import Segmenter, SegmentOptions
 from vivavoce.detect.silero import Silero
 
 HOP = 160  # samples a mel frame: 10 ms
+BLOCK = 60 * SAMPLE_RATE  # a whole wave is passed on in pieces, so that what was heard can be let go cheaply
 CONTEXT = 400  # samples on either side that the first and last frame of a cut also see
 
 # Speech for a recogniser: lenient at its edges, since a missed word is worse than a little silence, but sure somewhere:
@@ -111,7 +112,8 @@ class WhisperRecognizer:
                    task: str = "transcribe", beams: int = 1, prompt: str | None = None) -> Transcript:  # fmt: skip
         """A whole wave (S,) in [-1, 1] -> text, language, segments; ``words`` adds the times of words."""
         wave = resample(wave, sample_rate, SAMPLE_RATE)
-        found = self.segments([wave], language=language, words=words, task=task, beams=beams, prompt=prompt)
+        blocks = wave.split(BLOCK) if wave.numel() else []
+        found = self.segments(blocks, language=language, words=words, task=task, beams=beams, prompt=prompt)
         segments = tuple(found)
         return Transcript(join_text(segments), self.language, segments, wave.numel() / SAMPLE_RATE, (self.name,))
 
@@ -171,28 +173,35 @@ class WhisperRecognizer:
     # -------------------------------------------------------------------------------------------- speech to windows
 
     def _groups(self, tape: Tape) -> Iterator[tuple[int, Tensor]]:
-        """(first sample, wave) of groups: neighbouring stretches of speech, padded, together at most a window long."""
+        """(first sample, wave) of groups: neighbouring stretches of speech, padded, together at most a window long.
+
+        Groups closer than their padding share the gap, so no sound is heard twice.
+        """
         longest = self.n_frames * HOP
-        pad = int(self.speech.pad * SAMPLE_RATE / 1000)
+        pad = lead = int(self.speech.pad * SAMPLE_RATE / 1000)
         group: tuple[int, int] | None = None
-        for start, end in self._stretches(tape):
-            if group and end + pad - (group[0] - pad) <= longest:
-                group = (group[0], end)
-                continue
-            if group:
-                yield self._cut(tape, group, pad)
-            group = (start, end)
+        for stretch, since in self._stretches(tape):
+            if group is None:
+                group = stretch
+            elif stretch is not None and stretch[1] + pad - (group[0] - lead) <= longest:
+                group = (group[0], stretch[1])
+            elif stretch is not None:
+                tail = min(pad, (stretch[0] - group[1]) // 2)
+                yield self._cut(tape, group[0] - lead, group[1] + tail)
+                group, lead = stretch, tail
+            elif since - group[1] > longest:  # nothing will join it any more
+                yield self._cut(tape, group[0] - lead, group[1] + pad)
+                group, lead = None, pad
+            tape.forget((group[0] if group else since) - pad)
         if group:
-            yield self._cut(tape, group, pad)
+            yield self._cut(tape, group[0] - lead, group[1] + pad)
 
-    def _cut(self, tape: Tape, group: tuple[int, int], pad: int) -> tuple[int, Tensor]:
-        start, end = group[0] - pad, group[1] + pad
-        wave = tape.read(start, end)[: self.n_frames * HOP]
-        tape.forget(group[1])
-        return start, wave
+    def _cut(self, tape: Tape, start: int, end: int) -> tuple[int, Tensor]:
+        return start, tape.read(start, end)[: self.n_frames * HOP]
 
-    def _stretches(self, tape: Tape) -> Iterator[tuple[int, int]]:
-        """Stretches of speech in samples, as the tape is heard ten seconds at a time."""
+    def _stretches(self, tape: Tape) -> Iterator[tuple[tuple[int, int] | None, int]]:
+        """Stretches of speech in samples, as the tape is heard ten seconds at a time, each with the sample from which on
+        sound is still undecided; (None, that sample) after every piece heard."""
         detector = self.voice_activity
         assert detector is not None
         chunk = detector.config.chunk
@@ -209,12 +218,11 @@ class WhisperRecognizer:
             for probability in odds[0].tolist():
                 stretch = segmenter.push(probability)
                 if stretch:
-                    yield stretch
-            if not segmenter.speaking:
-                tape.forget(at - SAMPLE_RATE * 40)
+                    yield stretch, stretch[1]
+            yield None, at if segmenter.start is None else segmenter.start
         last = segmenter.finish(tape.end)
         if last:
-            yield last
+            yield last, last[1]
 
     # ------------------------------------------------------------------------------------------- windows to segments
 

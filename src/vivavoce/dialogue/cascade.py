@@ -24,11 +24,12 @@ from torch import Tensor
 
 from vivavoce.detect.silero import Silero
 from vivavoce.dialogue import Event, Reply, Timing
-from vivavoce.dialogue.skills import Skills
+from vivavoce.dialogue.skills import SkillAnswer, Skills
 from vivavoce.lm.chat import Message, TextModel
 from vivavoce.text.chunking import ClauseChunker
 
 HEARING_RATE = 16_000
+REMEMBERED = 40  # messages of a conversation that a text model is told
 
 
 class Hears(Protocol):
@@ -83,6 +84,7 @@ class Turn:
     heard: str = ""
     answer: str = ""
     made: list[tuple[str, int]] = field(default_factory=list)  # (clause, samples of its sound so far)
+    skill: SkillAnswer | None = None
     remembered: int = 0  # where in the history it stands, once complete
     error: BaseException | None = None
 
@@ -120,12 +122,6 @@ class Cascade:
     def session(self) -> CascadeSession:
         return CascadeSession(self)
 
-    def respond(self, wave: Tensor) -> CascadeSession:
-        """One question (S,) at 16 kHz, answered as fast as possible; read the result off the returned session."""
-        session = self.session()
-        session.ask(wave)
-        return session
-
 
 class CascadeSession:
     """One conversation. Feed blocks of any size with :meth:`step`; call it with silence (or :meth:`poll`) while the
@@ -153,6 +149,8 @@ class CascadeSession:
         self._told: Turn | None = None  # made, and perhaps still being played
         self._played: float | None = None  # seconds of the answer that were heard; None where the caller does not say
         self._worker: threading.Thread | None = None
+        self._runs_on = False  # speech went past the longest utterance: the rest of it is let pass
+        self.real_time = True  # sound comes as fast as it was spoken, so that a pause has taken its time
 
     # ---------------------------------------------------------------------------------------------------- listening
 
@@ -207,7 +205,10 @@ class CascadeSession:
             except queue.Empty:
                 break
             if piece is None:
-                self._close(turn, events)
+                if turn.error is not None and (texts or waves):
+                    turn.out.put(None)  # first what was made, then, at the next call, the error
+                else:
+                    self._close(turn, events)
                 break
             texts.append(piece.text_piece)
             events += piece.events
@@ -219,11 +220,10 @@ class CascadeSession:
         return Reply("".join(texts), torch.cat(waves) if waves else None, tuple(events))
 
     def ask(self, wave: Tensor) -> None:
-        """Answer a whole utterance at once, without waiting for a pause."""
-        self._tape = wave
+        """Answer a whole utterance at once, without waiting for a pause; an answer still running is interrupted."""
+        self.interrupt()
         self._samples += wave.numel()
-        self._turn = self._begin(wave, self.now)
-        self.turns.append(self._turn)
+        self._accept(self._begin(wave, self.now))
 
     def close(self) -> None:
         """End the conversation and wait for the worker."""
@@ -239,6 +239,10 @@ class CascadeSession:
         keep = int((options.longest + 2 * options.lead) * HEARING_RATE)
         self._tape = torch.cat([self._tape, chunk])[-keep:]
         speech = probability >= (options.threshold if self._speech_from is None else options.leave)
+        if self._runs_on:
+            self._last_speech = self._samples if speech else self._last_speech
+            self._runs_on = self._samples - self._last_speech < options.endpoint * HEARING_RATE
+            return
         if self.audible and not self._barges_in(speech, size, events):
             return
         if speech:
@@ -260,8 +264,9 @@ class CascadeSession:
             return
         if self._draft is None and (pause >= options.speculate or length >= options.longest):
             self._draft = self._begin(self._utterance(), self._last_speech / HEARING_RATE)
-            self._draft.began -= pause
+            self._draft.began -= pause if self.real_time else 0.0
         if pause >= options.endpoint or length >= options.longest:
+            self._runs_on = pause < options.endpoint
             self._release(events)
 
     def _utterance(self) -> Tensor:
@@ -272,9 +277,14 @@ class CascadeSession:
     def _release(self, events: list[Event]) -> None:
         """The pause is an end: what was speculative becomes the answer."""
         events.append(Event("speech_ended", self._last_speech / HEARING_RATE))
-        self._turn, self._draft = self._draft, None
-        assert self._turn is not None
-        self.turns.append(self._turn)
+        turn, self._draft = self._draft, None
+        assert turn is not None
+        self._accept(turn)
+
+    def _accept(self, turn: Turn) -> None:
+        """From here on the turn is what the conversation is about."""
+        self._turn = turn
+        self.turns.append(turn)
         self._speech_from, self._loud, self._told = None, 0, None
         self._played = None if self._played is None else 0.0
 
@@ -298,8 +308,8 @@ class CascadeSession:
         if self._turn is None:  # it was remembered as a whole
             del self.history[turn.remembered :]
         self._turn = self._told = None
-        told = _told_by(turn.made, (self._played or 0.0) * self.sample_rate)
-        self._remember(turn.heard, told)
+        told = turn.answer if self._played is None else _told_by(turn.made, self._played * self.sample_rate)
+        self._remember(turn, told)
         if events is not None:
             events.append(Event("interrupted", self.now, told))
 
@@ -309,15 +319,15 @@ class CascadeSession:
             raise turn.error
         turn.remembered = len(self.history)
         self._told = turn
-        self._remember(turn.heard, turn.answer)
+        self._remember(turn, turn.answer)
         events.append(Event("reply_ended", self.now, turn.answer))
 
-    def _remember(self, heard: str, answer: str) -> None:
-        if heard:
-            self.history.append(Message("user", heard))
+    def _remember(self, turn: Turn, answer: str) -> None:
+        if turn.heard:
+            self.history.append(Message("user", turn.heard))
+            self.skills.heed(turn.heard, answer, turn.skill)
         if answer:
             self.history.append(Message("assistant", answer))
-            self.skills.remember(answer)
 
     # ------------------------------------------------------------------------------------------------------ working
 
@@ -343,6 +353,7 @@ class CascadeSession:
         clock, began = self.cascade.clock, self.cascade.clock()
         parts = turn.timing.parts
         turn.heard = self.cascade.hears.understand(turn.wave, self.options.language, turn.cancelled.is_set)
+        turn.wave = turn.wave[:0]  # a conversation does not keep its sound
         if turn.cancelled.is_set():
             return
         parts["recognise"] = 1000 * (clock() - began)
@@ -367,7 +378,7 @@ class CascadeSession:
 
     def _clauses(self, turn: Turn) -> Iterator[str]:
         """The answer in speakable pieces, while it is still being thought."""
-        known = self.skills.answer(turn.heard, self.cascade.now())
+        known = turn.skill = self.skills.answer(turn.heard, self.cascade.now())
         if known is not None:
             turn.answer = known.text
             if known.text:
@@ -376,7 +387,7 @@ class CascadeSession:
             return
         options = self.options
         chunker = ClauseChunker(options.first_clause, options.clause, options.longest_clause)
-        for piece in self.cascade.thinks.reply([*self.history, Message("user", turn.heard)]):
+        for piece in self.cascade.thinks.reply([*self.history[-REMEMBERED:], Message("user", turn.heard)]):
             if turn.cancelled.is_set():
                 return
             turn.answer += piece

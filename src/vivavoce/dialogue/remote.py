@@ -116,7 +116,7 @@ def _events(response: Any) -> Iterator[dict[str, Any]]:
             continue
         try:
             yield json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise VivaError(NO_ANSWER) from error
         found = True
     if not found:

@@ -15,14 +15,15 @@ from vivavoce.text.normalize import number_words, ordinal_words
 from vivavoce.text.whisper_normalizer import EnglishNormalizer
 
 NAME = "Viva"
+MEMORY = 10_000  # characters of what the user said that are kept
 
 
 @dataclass(frozen=True)
 class SkillAnswer:
-    """``text`` to say; ``stop`` when the user wants silence instead."""
+    """``text`` to say (empty where the user wants silence), and the ``number`` that a sum gave."""
 
     text: str
-    stop: bool = False
+    number: Fraction | None = None
 
 
 _AGAIN = r"(?:say (?:that|it) again|repeat (?:that|it)|(?:what|pardon|sorry)(?: did you say)?|come again)(?: please)?"
@@ -46,9 +47,9 @@ class Skills:
         self.told = ""  # everything the user has said, in normalised form
 
     def answer(self, heard: str, now: datetime) -> SkillAnswer | None:
-        """Answer what was heard, or None when it is not for a skill."""
+        """Answer what was heard, or None when it is not for a skill. Nothing is remembered until :meth:`heed`: the
+        utterance may turn out to go on."""
         plain = self._normalize(_signs_as_words(heard))
-        told, self.told = self.told, f"{self.told} {plain}"
         plain = re.sub(_OPENING, "", plain)
         return (
             _stop(plain)
@@ -56,13 +57,16 @@ class Skills:
             or _refuse(plain)
             or self._sum(plain)
             or _clock(plain, now)
-            or _cannot_know(plain, told)
+            or _cannot_know(plain, self.told)
             or _about_itself(plain)
         )
 
-    def remember(self, answer: str) -> None:
-        """What was said last, whoever said it."""
-        self.last_answer = answer
+    def heed(self, heard: str, answer: str, skill: SkillAnswer | None = None) -> None:
+        """Remember a turn that took place: what was said, what was answered (by whomever), and a skill's number."""
+        self.told = f"{self.told} {self._normalize(heard)}"[-MEMORY:]
+        self.last_answer = answer or self.last_answer
+        if skill is not None and skill.number is not None:
+            self.last_number = skill.number
 
     def _repeat(self, heard: str, plain: str) -> SkillAnswer | None:
         if re.fullmatch(_AGAIN, plain):
@@ -76,8 +80,7 @@ class Skills:
             return None
         if isinstance(result, str):
             return SkillAnswer(result)
-        self.last_number = result
-        return SkillAnswer(f"{spoken_sum(plain, result)}.")
+        return SkillAnswer(f"{spoken_sum(plain, result)}.", result)
 
 
 # ------------------------------------------------------------------------------------------------------- arithmetic
@@ -150,7 +153,8 @@ _FORMS = (
     (rf"(?:a |1 )?third of ({_NUMBER})", lambda m: f"{m[1]} / 3"),
     (rf"(?:a |1 )?quarter of ({_NUMBER})", lambda m: f"{m[1]} / 4"),
     (rf"(?:double|twice) ({_NUMBER}|that|it|this)", lambda m: f"2 * {m[1]}"),
-    (r"(?:double|half) (?:of )?(that|it|this)", lambda m: f"{m[1]} / 2"),
+    (r"double of (that|it|this)", lambda m: f"2 * {m[1]}"),
+    (r"half (?:of )?(that|it|this)", lambda m: f"{m[1]} / 2"),
     (rf"add ({_NUMBER}|that|it) (?:and|to) ({_NUMBER}|that|it)", lambda m: f"{m[1]} + {m[2]}"),
     (rf"({_NUMBER}) and ({_NUMBER})", lambda m: f"{m[1]} + {m[2]}"),
     (rf"subtract ({_NUMBER}|that|it) from ({_NUMBER}|that|it)", lambda m: f"{m[2]} - {m[1]}"),
@@ -253,7 +257,7 @@ def _clock(plain: str, now: datetime) -> SkillAnswer | None:
 
 def _stop(plain: str) -> SkillAnswer | None:
     if re.fullmatch(_STOP, plain):
-        return SkillAnswer("", stop=True)
+        return SkillAnswer("")
     return None
 
 

@@ -115,7 +115,7 @@ class ChatModel:
         return len(text)
 
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
-        """System prompt and turns; the oldest turns go when the conversation outgrows the room."""
+        """System prompt and turns; the oldest go when the conversation outgrows the room."""
         head = self._turn(Message("system", self.options.system))
         turns = [self._turn(message) for message in messages]
         opening = [self._start, *self.tokenizer.encode("assistant\n")]
@@ -125,8 +125,7 @@ class ChatModel:
                 f"{self.name} has room for {self._capacity} tokens, which {self.options.max_tokens} of answer and "
                 f"{len(head) + len(opening)} of system prompt fill; lower max_tokens or shorten the system prompt"
             )
-        while len(turns) > 1 and sum(map(len, turns)) > room:
-            turns.pop(0)
+        turns = turns[_first_kept([message.role for message in messages], [len(turn) for turn in turns], room) :]
         if sum(map(len, turns)) > room:
             raise ConfigError(
                 f"the question is longer than the {room} tokens this model has room for; ask a shorter one"
@@ -148,7 +147,28 @@ class ChatModel:
         if same < len(self._known):
             position = torch.tensor([same])
             self._state = tuple(replace(cache, position=position) for cache in self._state)
+            self._known = self._known[:same]  # at once: if the step fails, what is known is still what is held
         fresh = torch.tensor([tokens[same:]])
-        logits, self._state = self.model.step(fresh, self._state, len(tokens))
-        self._known = list(tokens)
+        logits, state = self.model.step(fresh, self._state, len(tokens))
+        self._state, self._known = state, list(tokens)
         return logits[0]
+
+
+def _first_kept(roles: Sequence[str], lengths: Sequence[int], room: int) -> int:
+    """Which message is the oldest one kept, given the tokens of each and the ``room`` for all.
+
+    Questions go together with their answers, and so many at once that about half of the room is free: the beginning
+    then stays the same, and known, for some turns. It follows from the messages alone, however often it is asked.
+    """
+    first = total = 0
+    for last, length in enumerate(lengths):
+        total += length
+        goal = room if total <= room else room // 2
+        while total > goal and first < last:
+            end = next((at for at in range(first + 1, last + 1) if roles[at] == "user"), None)
+            if end is None and total <= room:
+                break  # only a question and its answer are left
+            end = last if end is None else end
+            total -= sum(lengths[first:end])
+            first = end
+    return first

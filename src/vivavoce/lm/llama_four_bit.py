@@ -16,7 +16,7 @@ from vivavoce.checkpoints.rules import Layout, Row, import_weights
 from vivavoce.errors import CheckpointError
 from vivavoce.lm.llama import LlamaConfig
 from vivavoce.lm.llama_files import int8_parts, layout_of, read_config, state_shapes
-from vivavoce.nn.quantized import GROUP, TILE, pack_tiles
+from vivavoce.nn.quantized import GROUP, pack_tiles, tiles_shape
 
 LINEAR = ("qkv.weight", "out.weight", "gate_up.weight", "down.weight")
 
@@ -43,7 +43,7 @@ def int4_shapes(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]
         name = key.removesuffix(".weight")
         if key in found:
             rows, width = shape
-            made[f"{name}.tiles"] = ("U8", (-(-rows // TILE), width // GROUP, 20 * TILE))
+            made[f"{name}.tiles"] = ("U8", tiles_shape(rows, width))
         elif len(shape) == 2:
             made |= {key: ("I8", shape), f"{key}_scale": ("F32", shape[:1])}
         else:

@@ -119,6 +119,11 @@ def pack_tiles(levels: Tensor, scale: Tensor, low: Tensor) -> Tensor:
     return torch.cat([packed, numbers], dim=2)
 
 
+def tiles_shape(rows: int, width: int) -> tuple[int, int, int]:
+    """The shape of the tiles of a matrix (rows, width)."""
+    return -(-rows // TILE), width // GROUP, 20 * TILE
+
+
 def unpack_tiles(tiles: Tensor, rows: int) -> Tensor:
     """The float32 matrix (rows, K) that tiles stand for: the inverse of :func:`pack_tiles`."""
     groups = tiles.shape[1]
@@ -211,7 +216,7 @@ def _check(name: str, old: nn.Module, parts: Mapping[str, Tensor | None], rounde
         raise CheckpointError(f"{name} is stored in 4 bits and in another form as well: pull the model again")
     n, k = old.weight.shape
     wanted = (
-        {"tiles": (tiles, (-(-n // TILE), k // GROUP, 20 * TILE), (torch.uint8,))}
+        {"tiles": (tiles, tiles_shape(n, k), (torch.uint8,))}
         if tiles is not None
         else {
             "weight": (weight, (n, k), FLOATS if rounded else (torch.int8,)),
