@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 
 import torch
+
+from benchmarks import peak_mb
 
 PROMPT, WRITTEN = 256, 64
 
@@ -63,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.peak:
         (ours(given.model) if given.peak == "ours" else theirs(given.gguf))()
-        print(json.dumps({"side": given.peak, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}))
+        print(json.dumps({"side": given.peak, "peak_mb": peak_mb()}))
         return
     sides = {"vivavoce int8": ours(given.model), "llama.cpp": theirs(given.gguf)}
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}

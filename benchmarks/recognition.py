@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import peak_mb
 from benchmarks.sounds import DIGITS, RATE, digit_strings, recordings, without_speech
 from vivavoce.text.whisper_normalizer import BasicNormalizer, EnglishNormalizer
 
@@ -153,11 +153,7 @@ def long_file(sides: dict[str, Recognise], model: str) -> None:
             yield piece
 
     words = sum(len(segment.text.split()) for segment in heard.segments(blocks(), language="en"))
-    print(f"one hour: {words} words; resident MB every ten minutes: {marks}, peak {_peak()} MB")
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"one hour: {words} words; resident MB every ten minutes: {marks}, peak {peak_mb()} MB")
 
 
 def main() -> None:
@@ -196,7 +192,7 @@ def main() -> None:
     else:
         name, recognise = next(iter(sides.items()))
         recognise(minute(), "en")
-        print(json.dumps({"side": name, "peak_mb": _peak()}))
+        print(json.dumps({"side": name, "peak_mb": peak_mb()}))
 
 
 if __name__ == "__main__":

@@ -25,19 +25,21 @@ from vivavoce.lm.chat import SYSTEM
 ENDPOINT = 0.5
 
 
-def ours(text_model: str, recogniser: str | None, waves: list[np.ndarray]) -> list[dict]:
-    from vivavoce.talking import assemble, converse
+class Ours:
+    """Our assistant; every question is a conversation of its own, heard in real time."""
 
-    cascade = assemble(text_model=text_model, recogniser=recogniser)
-    cascade.warm()
-    made = []
-    for wave in waves:
-        for result in converse(cascade, [torch.from_numpy(wave)]):
-            made.append(result.to_dict())
-            break
-        else:
-            made.append({"heard": "", "answer": "", "first_sound_ms": None})
-    return made
+    def __init__(self, text_model: str, recogniser: str | None):
+        from vivavoce.talking import assemble
+
+        self.cascade = assemble(text_model=text_model, recogniser=recogniser)
+        self.cascade.warm()
+
+    def answer(self, wave: np.ndarray) -> dict:
+        from vivavoce.talking import converse
+
+        for result in converse(self.cascade, [torch.from_numpy(wave)]):
+            return result.to_dict()
+        return {"heard": "", "answer": "", "first_sound_ms": None}
 
 
 class Glue:
@@ -94,11 +96,15 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     questions = twenty()[: given.count]
     waves = [spoken(question) for question in questions]
-    sides = {f"vivavoce {given.text_model}": ours(given.text_model, given.asr, waves)}
+    parts: dict[str, Ours | Glue] = {f"vivavoce {given.text_model}": Ours(given.text_model, given.asr)}
     if given.gguf:
         glue = Glue(given.published, given.gguf, given.piper, given.cached, given.threads)
         glue.answer(np.zeros(RATE, np.float32))
-        sides["faster-whisper -> llama.cpp -> piper"] = [glue.answer(wave) for wave in waves]
+        parts["faster-whisper -> llama.cpp -> piper"] = glue
+    sides: dict[str, list[dict]] = {name: [] for name in parts}
+    for wave in waves:  # in turns, so that both meet the same machine
+        for name, side in parts.items():
+            sides[name].append(side.answer(wave))
     for name, rows in sides.items():
         for question, row in zip(questions, rows, strict=True):
             print(json.dumps({"side": name, "asked": question, **row}, ensure_ascii=False))

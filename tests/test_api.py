@@ -40,7 +40,7 @@ from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.lm.llama_files import import_int8, import_llama, read_config
 from vivavoce.nn.decoder import DecoderConfig
 from vivavoce.nn.hifigan import HiFiGAN, HiFiGANConfig
-from vivavoce.nn.quantized import Int8Linear, quantize_rows
+from vivavoce.nn.quantized import Int4Linear, Int8Linear, pack_tiles, quantize_rows
 from vivavoce.tts.vits import VITS, VITSConfig
 from vivavoce.tts.vits_voice import VITSVoice
 
@@ -488,3 +488,51 @@ def test_a_converted_whisper_and_llama_store_their_heads_once(desk: Path) -> Non
     assert "decoder.head.weight" not in open_native(desk / "w").tensors()
     loaded = vivavoce.load(desk / "w", dtype="float32")
     assert loaded.model.decoder.head.weight is loaded.model.decoder.embedding.weight
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("whisper-base", "int4"), ("vits-joe", "int8"), ("vits-joe", "int4"), ("silero-vad", "int8"),
+     ("silero-vad", "int4")],
+)  # fmt: skip
+def test_a_dtype_that_a_system_does_not_have_is_one_sentence(desk: Path, name: str, dtype: str) -> None:
+    with pytest.raises(ConfigError, match=rf"the dtype must be .*float32, not '{dtype}'; or leave it out$"):
+        vivavoce.load(name, dtype=dtype)
+
+
+def test_a_published_detector_has_no_integers_either(desk: Path) -> None:
+    model = randomised(Silero(SileroConfig()))
+    file = write(desk / "s.safetensors", export_weights(silero.SAFETENSORS, model.state_dict()))
+    with pytest.raises(ConfigError, match="the dtype must be float32, not 'int8'"):
+        vivavoce.load(file, dtype="int8")
+    assert isinstance(vivavoce.load(file, dtype="float32"), Silero)
+
+
+def test_a_pulled_text_model_of_four_bits_in_every_dtype(desk: Path, tiny_cache: Path) -> None:
+    folder = desk / "four"
+    folder.mkdir()
+    config = replace(LlamaConfig.tiny(), vocab_size=tokenizer(folder / "tokenizer.json", CHAT_TOKENS))
+    state = int8(randomised(Llama(config)).state_dict())
+    name = next(key for key, value in state.items() if value.dim() == 2 and key.endswith(".down.weight"))
+    rows = state[name].shape[0]
+    config = replace(config, decoder=replace(config.decoder, ffn_dim=64))
+    state = int8(randomised(Llama(config)).state_dict())
+    levels = torch.randint(0, 16, (rows, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    tiles = pack_tiles(levels, torch.full((rows, 2), 0.02), torch.full((rows, 2), -0.15))
+    state[name.replace("weight", "tiles")] = tiles
+    del state[name], state[f"{name}_scale"]
+    save_native(folder, "llama", config, state, {"chat": "chatml"})
+    tokens = torch.tensor([list(range(20))])
+    layer = name.removesuffix(".weight")
+    found = {dtype: vivavoce.load(folder, dtype=dtype).model for dtype in (None, "int4", "int8", "float32")}
+    kinds = {dtype: type(model.get_submodule(layer)) for dtype, model in found.items()}
+    assert kinds == {None: Int4Linear, "int4": Int4Linear, "int8": Int8Linear, "float32": torch.nn.Linear}
+    exact = found["float32"].logits(tokens)
+    for model in found.values():
+        assert torch.nn.functional.cosine_similarity(model.logits(tokens), exact, dim=-1).min() > 0.98
+    with pytest.raises(ConfigError, match="is not stored in 4 bits; leave out the dtype"):
+        vivavoce.load("smollm2-135m-instruct", dtype="int4")
+    save_native(folder, "llama", config, state | {name.replace("weight", "tiles"): tiles[:-1]})
+    for dtype in (None, "int8", "float32"):
+        with pytest.raises(CheckpointError, match="pull the model again"):
+            vivavoce.load(folder, dtype=dtype)

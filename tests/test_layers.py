@@ -5,20 +5,22 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 import vivavoce
 from vivavoce.catalogue import CATALOGUE
 
 SOURCE = Path(str(vivavoce.__file__)).parent
 LAYERS = (
-    ("nn", "audio", "text", "state", "config", "errors", "assets", "nano"),
-    ("codecs", "vocoders", "encoders", "speakers", "pitch", "detect", "checkpoints", "search", "align"),
-    ("asr", "tts", "vc", "dialogue", "lm"),
+    ("nn", "audio", "text", "state", "config", "errors"),
+    ("vocoders", "detect", "checkpoints", "search", "align"),
+    ("asr", "tts", "dialogue", "lm"),
     ("catalogue", "inspection", "conversions", "api", "talking"),  # each may use those before it
-    ("train", "evaluate", "serve", "recipes"),
+    ("recipes",),
     ("cli",),
 )
-# What converses is made of systems of its own layer; native folders are the ground of every part.
-DECLARED = {("dialogue", "asr"), ("dialogue", "tts"), ("dialogue", "lm")}
+# What converses asks a language model of its own layer.
+DECLARED = {("dialogue", "lm")}
 FREE = {"errors", "config", "state"}  # the ground of the ground
 
 
@@ -108,8 +110,31 @@ def test_only_checkpoints_read_pickles_and_nothing_evaluates() -> None:
                 assert node.func.id not in ("eval", "exec"), module
             if isinstance(node, ast.Attribute) and node.attr == "load" and getattr(node.value, "id", "") == "torch":
                 assert room_of(module) == "checkpoints", module
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not {"pickle", "yaml", "dill", "torchaudio", "librosa", "transformers"} & set(names), module
+            assert not FORBIDDEN & packages(node), module
+
+
+FORBIDDEN = {"pickle", "yaml", "dill", "torchaudio", "librosa", "transformers"}
+
+
+def packages(node: ast.AST) -> set[str]:
+    """The packages that a statement imports from."""
+    if isinstance(node, ast.ImportFrom):
+        return {(node.module or "").partition(".")[0]}
+    return {alias.name.partition(".")[0] for alias in node.names} if isinstance(node, ast.Import) else set()
+
+
+@pytest.mark.parametrize("line", ["import pickle", "import json, pickle as p", "from pickle import loads",
+                                  "from transformers.models import whisper", "import yaml.loader"])  # fmt: skip
+def test_every_form_of_an_import_is_seen(line: str) -> None:
+    assert FORBIDDEN & packages(ast.parse(line).body[0])
+
+
+def test_declared_rooms_and_edges_are_there() -> None:
+    there = {room_of(module) for module in files() if module != "vivavoce.__init__"}
+    assert there == {room for rooms in LAYERS for room in rooms}
+    used = {(room_of(module), room_of(name)) for module, path in files().items() if module != "vivavoce.__init__"
+            for name in imports(path)}  # fmt: skip
+    assert used >= DECLARED
 
 
 def test_model_files_know_no_command_line() -> None:

@@ -155,7 +155,7 @@ class _Options:
         has = HAS.get(stem, ("float32",))
         if self.dtype is not None and self.dtype not in has:
             raise ConfigError(
-                f"{system(stem).title} has no dtype {self.dtype!r}; use {' or '.join(has)}, or leave it out"
+                f"for {system(stem).title} the dtype must be {' or '.join(has)}, not {self.dtype!r}; or leave it out"
             )
 
     def part(self, name: str, default: Callable[[], Any]) -> Any:
@@ -192,7 +192,7 @@ def _from_native(folder: Path, name: str, options: _Options) -> Any:
     if about.system == "llama":
         options.no_parts()
         config = from_dict(LlamaConfig, about.config)
-        tensors = _in_type(about.tensors(), state_shapes(config), options, name)
+        tensors = _in_type(about.tensors(), config, options, name)
         model = build(Llama, config, tensors).to(options.device)
         return TextModel(model, Tokenizer.from_file(folder / "tokenizer.json"))
     if about.system == "silero":
@@ -201,18 +201,16 @@ def _from_native(folder: Path, name: str, options: _Options) -> Any:
     raise CheckpointError(f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull it again")
 
 
-def _in_type(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], options: _Options, name: str
-) -> Mapping[str, Tensor]:
+def _in_type(tensors: Mapping[str, Tensor], config: LlamaConfig, options: _Options, name: str) -> Mapping[str, Tensor]:
     """The tensors of a pulled language model in the dtype asked for."""
     tiled = [key for key in tensors if key.endswith(".tiles")]
     if not options.int8:
-        return _floats(tensors, shapes)
+        return _floats(tensors, state_shapes(config))
     if options.dtype == "int4" and not tiled:
         raise ConfigError(f"{name} is not stored in 4 bits; leave out the dtype, or load a GGUF file of the type Q4_K")
     if options.dtype != "int8" or not tiled:
         return tensors
-    made = {key: tensors[key] for key in tensors if not key.endswith(".tiles")}
+    made, shapes = {key: tensors[key] for key in tensors if not key.endswith(".tiles")}, state_shapes(config)
     for key in tiled:
         weight = key.removesuffix("tiles") + "weight"
         made[weight], made[f"{weight}_scale"] = quantize_rows(_matrix(tensors[key], shapes, weight))

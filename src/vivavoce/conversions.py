@@ -30,9 +30,8 @@ from vivavoce.checkpoints.rules import import_weights
 from vivavoce.checkpoints.sources import WeightRow
 from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.errors import CheckpointError
-from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.lm.llama_files import int8_parts, read_tokenizer
-from vivavoce.lm.llama_four_bit import has_four_bits, int4_parts, int4_shapes
+from vivavoce.lm.llama_four_bit import has_four_bits, int4_parts, int4_shapes, integer_shapes
 from vivavoce.tts.vits_files import open_vits
 
 CHATML = ("<|im_start|>", "<|im_end|>")
@@ -62,22 +61,9 @@ def convert_llama(weights: Path, files: Mapping[str, Path], folder: Path) -> Non
     four = has_four_bits(checkpoint)  # what was published in 4 bits stays in 4 bits
     config, parts = int4_parts(checkpoint) if four else int8_parts(checkpoint)
     save_native(folder, "llama", config, {}, chat_settings(tokenizer.specials))
-    shapes = int4_shapes(checkpoint) if four else _int8_shapes(config)
+    shapes = int4_shapes(checkpoint) if four else integer_shapes(config)
     write_parts(folder / "model.safetensors", shapes, parts)
     tokenizer.save(folder / "tokenizer.json")
-
-
-def _int8_shapes(config: LlamaConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """(type, shape) of every tensor that :func:`int8_parts` gives."""
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in Llama(config).state_dict().items()}
-    if config.tied:
-        del shapes["head.weight"]
-    matrices = {key: shape for key, shape in shapes.items() if len(shape) == 2}
-    return {
-        **{key: ("I8" if key in matrices else "F32", shape) for key, shape in shapes.items()},
-        **{f"{key}_scale": ("F32", shape[:1]) for key, shape in matrices.items()},
-    }
 
 
 def write_parts(
@@ -93,6 +79,7 @@ def write_parts(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         file.truncate(file.tell() + end)
+        left = set(about)
         for part in parts:
             for key, tensor in part.items():
                 begin, end = about[key]["data_offsets"]
@@ -101,6 +88,9 @@ def write_parts(
                     raise CheckpointError(f"{key} has {data.nbytes} bytes instead of {end - begin}: the file is odd")
                 file.seek(8 + len(head) + begin)
                 data.tofile(file)
+                left.discard(key)
+    if left:
+        raise CheckpointError(f"the file gave no weights for {', '.join(sorted(left)[:5])}: it cannot be converted")
 
 
 def chat_settings(specials: Mapping[str, int]) -> dict[str, Any]:

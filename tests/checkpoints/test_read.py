@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import struct
 import warnings
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_files import BIAS, STATE, WEIGHT, write_all
+from small_files import BIAS, STATE, WEIGHT, gguf_bytes, message, write_all
 
+from vivavoce.checkpoints import gguf, onnx
 from vivavoce.checkpoints.ctranslate2 import open_ctranslate2, write_ctranslate2
 from vivavoce.checkpoints.gguf import TYPES, GGUFFile, dequantise
 from vivavoce.checkpoints.onnx import OnnxFile
@@ -51,13 +53,13 @@ def test_ctranslate2_is_dequantised_and_written_back_bit_for_bit(paths: dict[str
 
 def test_onnx_names_weights_by_the_node_that_uses_them(paths: dict[str, Path]) -> None:
     checkpoint = open_checkpoint(paths["a.onnx"])
-    onnx = checkpoint.tensors
-    assert isinstance(onnx, OnnxFile)
-    assert onnx.stored == {"layer.weight": "onnx::Conv_12", "layer.bias": "layer.bias"}
-    assert torch.equal(onnx["layer.weight"], WEIGHT) and torch.equal(onnx["layer.bias"], BIAS)
-    assert onnx.nodes[0].op_type == "Conv" and onnx.nodes[0].attributes == {"kernel_shape": [4, 3]}
-    assert int(onnx.constants["/layer/Constant_output_0"]) == 5 and onnx.constants["two"].tolist() == [1, 2]
-    assert onnx.inputs == ["x"] and checkpoint.metadata == {"author": "us"}
+    found = checkpoint.tensors
+    assert isinstance(found, OnnxFile)
+    assert found.stored == {"layer.weight": "onnx::Conv_12", "layer.bias": "layer.bias"}
+    assert torch.equal(found["layer.weight"], WEIGHT) and torch.equal(found["layer.bias"], BIAS)
+    assert found.nodes[0].op_type == "Conv" and found.nodes[0].attributes == {"kernel_shape": [4, 3]}
+    assert int(found.constants["/layer/Constant_output_0"]) == 5 and found.constants["two"].tolist() == [1, 2]
+    assert found.inputs == ["x"] and checkpoint.metadata == {"author": "us"}
 
 
 # ---------------------------------------------------------------------------------------------------- GGUF
@@ -236,3 +238,59 @@ def test_folders_with_no_or_several_weights(tmp_path: Path) -> None:
     (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(CheckpointError, match="no tensors"):
         open_checkpoint(tmp_path / "plain.pt")
+
+
+def test_numbers_in_metadata_stay_as_small_as_they_are(tmp_path: Path) -> None:
+    """A list of numbers is an array: a Python list would take eight times the bytes of the file."""
+    text = b"numbers"
+    values = np.arange(1000, dtype=np.uint8)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(text)) + text
+    (tmp_path / "a.gguf").write_bytes(head + struct.pack("<IIQ", 9, 0, len(values)) + values.tobytes() + bytes(64))
+    found = open_checkpoint(tmp_path / "a.gguf").metadata["numbers"]
+    assert isinstance(found, np.ndarray) and found.dtype == np.uint8 and (found == values).all()
+
+
+@pytest.mark.parametrize(("limit", "what"), [(1, "entries are too many"), (1000, "texts are too many")])
+def test_too_many_texts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, what: str) -> None:
+    (tmp_path / "a.gguf").write_bytes(gguf_bytes({}, {"tokens": ["a"] * 1001}))
+    assert len(open_checkpoint(tmp_path / "a.gguf").metadata["tokens"]) == 1001
+    monkeypatch.setattr(gguf, "MAX_ITEMS", limit)
+    with pytest.raises(CheckpointError, match=what):
+        open_checkpoint(tmp_path / "a.gguf")
+
+
+def test_an_onnx_file_of_very_many_parts_is_refused(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph = message(*[(1, b"")] * 2000)  # two bytes each, and a Python object of hundreds
+    (tmp_path / "many.onnx").write_bytes(message((1, 8), (7, graph)))
+    monkeypatch.setattr(onnx, "MAX_FIELDS", 1000)
+    assert open_checkpoint(paths["a.onnx"]).format == "onnx"
+    with pytest.raises(CheckpointError, match="too many parts"):
+        open_checkpoint(tmp_path / "many.onnx")
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 11])
+def test_packed_numbers_of_onnx(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(onnx, "PIECE", piece)
+    wanted = [0, 1, 127, 128, 300, 2**31, 2**62, -1, -(2**63), 5]
+    packed = b"".join(message((0, value & (1 << 64) - 1))[1:] for value in wanted)
+    assert onnx._integers(memoryview(packed), Path("x")).tolist() == wanted
+    assert onnx._integers(2**64 - 2, Path("x")).tolist() == [-2]
+    assert onnx._integers(memoryview(b""), Path("x")).tolist() == []
+    for bad in (b"\x80", b"\x01\x80", b"\x80" * 11 + b"\x01", b"\xff" * 10 + b"\x01"):
+        with pytest.raises(CheckpointError):
+            onnx._integers(memoryview(bad), Path("x"))
+
+
+def test_long_lists_of_an_onnx_node_stay_arrays(tmp_path: Path) -> None:
+    packed = b"\x05" * 1000
+    kernel = message((1, "axes"), (8, packed), (20, 7))
+    floats = message((1, "scales"), (7, np.ones(100, "<f4").tobytes()), (20, 6))
+    graph = message((1, message((4, "Conv"), (5, kernel), (5, floats))))
+    (tmp_path / "a.onnx").write_bytes(message((1, 8), (7, graph)))
+    file = open_checkpoint(tmp_path / "a.onnx").tensors
+    assert isinstance(file, OnnxFile)
+    axes, scales = file.nodes[0].attributes["axes"], file.nodes[0].attributes["scales"]
+    assert isinstance(axes, np.ndarray) and len(axes) == 1000 and (axes == 5).all()
+    assert isinstance(scales, np.ndarray) and scales.dtype == np.float32 and len(scales) == 100

@@ -211,3 +211,12 @@ def test_rows_with_unequal_names_are_refused() -> None:
         Row("a.{i}", "b.{j}")
     with pytest.raises(ValueError, match="dropped"):
         Row("a", None)
+
+
+def test_a_number_of_thousands_of_digits_is_a_surplus_key() -> None:
+    layout = Layout("toy", ("w.{i}",), (Row("w.{i}", "ours.{i}"),))
+    source = {"w.0": torch.ones(1), "w." + "9" * 5000: torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"surplus: w\.9999"):
+        import_weights(layout, source, {"ours.0": (1,)})
+    with pytest.raises(CheckpointError, match="no known layout"):
+        detect(["w." + "9" * 5000], [layout])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vivavoce.dialogue.remote import RemoteChat
+from vivavoce.dialogue.remote import MAX_CHARS, RemoteChat
 from vivavoce.errors import VivaError
 from vivavoce.lm.chat import Message
 
@@ -215,3 +215,65 @@ def test_a_fault_inside_the_stream_is_one_sentence(serve, error: object) -> None
         list(RemoteChat(server.url, "m", key="secret").reply(ASKED))
     text = str(raised.value)
     assert "\n" not in text and "secret" not in text and len(text) < 400
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_nothing_is_sent_on_to_another_address(serve, code: int) -> None:
+    other = serve(streamed(piece("Rome."), "data: [DONE]"))
+    other.answer = pytest.fail
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(code)
+        handler.send_header("Location", other.url + "/chat/completions")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with pytest.raises(VivaError, match=f"sends on to another address .HTTP {code}.") as error:
+        list(RemoteChat(serve(answer).url, "m", key="secret").reply(ASKED))
+    assert "secret" not in one_sentence(error) and not other.asked
+
+
+def test_an_endless_answer_ends(serve) -> None:
+    hung_up = threading.Event()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        try:
+            while True:
+                streamed(piece("word " * 100))(handler)
+        except OSError:
+            hung_up.set()
+
+    said = "".join(RemoteChat(serve(answer).url, "m", max_sentences=0).reply(ASKED))
+    assert len(said) == MAX_CHARS and said.startswith("word word")
+    assert hung_up.wait(5)
+
+
+def test_a_stream_that_says_nothing_ends(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vivavoce.dialogue.remote.MAX_EVENTS", 10)
+    with pytest.raises(VivaError, match="not a chat completion"):
+        list(RemoteChat(serve(streamed(*[": wait"] * 40)).url, "m").reply(ASKED))
+
+
+def test_closing_the_answer_hangs_up(serve) -> None:
+    hung_up = threading.Event()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        streamed(piece("It "))(handler)
+        try:
+            for _ in range(500):
+                handler.wfile.write(b": still here\n\n")
+                handler.wfile.flush()
+                time.sleep(0.01)
+        except OSError:
+            hung_up.set()
+
+    reply = RemoteChat(serve(answer).url, "m").reply(ASKED)
+    assert next(reply) == "It "
+    assert isinstance(reply, Generator)
+    reply.close()
+    assert hung_up.wait(3)
+
+
+def test_nesting_without_end_is_one_sentence(serve) -> None:
+    with pytest.raises(VivaError, match="not a chat completion"):
+        list(RemoteChat(serve(streamed('data: {"a":' + "[" * 100_000)).url, "m").reply(ASKED))

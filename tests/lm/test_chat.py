@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer as Engine
 from torch import Tensor
 
 from vivavoce.errors import CheckpointError, ConfigError
-from vivavoce.lm.chat import ChatModel, ChatOptions, Message
+from vivavoce.lm.chat import ChatModel, ChatOptions, Message, _first_kept
 from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.search.sampling import SamplingOptions
 from vivavoce.text.tokenizer import Tokenizer
@@ -220,3 +221,49 @@ def test_an_answer_longer_than_the_room_is_one_sentence(tokenizer: Tokenizer) ->
     talk = chat(tokenizer, capacity=120, max_tokens=200)
     with pytest.raises(ConfigError, match=r"has room for 120 tokens, which 200 of answer .*; lower max_tokens"):
         list(talk.reply(asked("Why?")))
+
+
+def test_a_step_that_fails_leaves_what_is_known_true(tokenizer: Tokenizer) -> None:
+    talk = chat(tokenizer)
+    list(talk.reply(asked("A spider has eight legs.")))
+    step, calls = talk.model.model.step, []
+
+    def failing(tokens: Tensor, state, span: int | None = None):
+        step(tokens, state, span)  # the caches are written, and then
+        calls.append(1)
+        raise RuntimeError("stopped")
+
+    talk.model.model.step = failing
+    with pytest.raises(RuntimeError, match="stopped"):
+        list(talk.reply(asked("Water boils at one hundred degrees.")))
+    talk.model.model.step = step
+    assert calls and len(talk._known) == int(talk._state[0].position)
+    again = asked("A spider has eight legs.")
+    assert "".join(talk.reply(again)) == "".join(chat(tokenizer).reply(again))
+
+
+def test_the_kept_beginning_stays_for_some_turns(tokenizer: Tokenizer) -> None:
+    talk = chat(tokenizer, capacity=256, max_tokens=20)
+    begun, turns = [], []
+    for n in range(24):
+        turns.append(Message("user", f"{n} What is the capital of Italy?"))
+        prompt = talk._prompt(turns)
+        assert len(prompt) <= 256 - 20
+        kept = tokenizer.decode(prompt).split("user\n")
+        begun.append(kept[1].split(" ")[0])
+        assert kept[0].count("assistant") == 1  # of the system prompt: no answer stands without its question
+        assert f"{n} What" in kept[-1]
+        turns.append(Message("assistant", "It lies on the Seine."))
+    changes = sum(a != b for a, b in pairwise(begun))
+    assert 2 <= changes <= 8  # several questions go at once, and then none for some turns
+
+
+def test_which_message_is_the_first_one_kept() -> None:
+    pair = ["user", "assistant"]
+    assert _first_kept([*pair, "user"], [10, 10, 10], 30) == 0
+    assert _first_kept([*pair, *pair, "user"], [10] * 5, 49) == 4 - 0 * 2
+    assert _first_kept([*pair, *pair, *pair, "user"], [10] * 7, 65) == 4
+    assert _first_kept([*pair, "user"], [10, 10, 70], 65) == 2  # too long by itself: the caller says so
+    assert _first_kept([*pair, "user"], [10, 50, 10], 65) == 2
+    assert _first_kept(pair, [10, 50], 65) == 0
+    assert _first_kept([], [], 65) == 0

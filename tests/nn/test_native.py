@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,12 +160,53 @@ def test_decoder_step_follows_torch(kernels: Path, threads: int, four_bits: bool
                 patch.setattr(ours, "_native_step", lambda x, state, span: None)
                 slow, slow_state = ours.step(x[:, start:end], slow_state, end)
             assert relative(y, slow) < 2e-2
-        assert ours._stack is not None and ours._stack.capacity == 30  # it was the C path
+        assert ours._stack is not None and ours._stack._last is not None
+        assert ours._stack._last.capacity == 30  # it was the C path
         assert int(state[0].position) == 25 and int(state[-1].position) == 25
         assert relative(state[-1].key[:, :, :25], exact_state[-1].key[:, :, :25]) < 3e-2
         # in one piece or token by token, and without telling the span
         whole, _ = ours.step(x, ours.init_state(1, 30))
         assert torch.equal(whole[:, -1], y[:, 0])
+
+
+@torch.inference_mode()
+def test_conversations_and_threads_do_not_mix(kernels: Path) -> None:
+    ours, _ = make_decoder(False)
+    rows = [torch.randn(1, 20, CONFIG.dim) for _ in range(2)]
+    y, alone = torch.empty(0), []
+    for row, capacity in zip(rows, (20, 40), strict=True):
+        state = ours.init_state(1, capacity)
+        for t in range(20):
+            y, state = ours.step(row[:, t : t + 1], state, t + 1)
+        alone.append((y, state[-1].key[:, :, :20]))
+    states = [ours.init_state(1, 20), ours.init_state(1, 40)]  # in turn, with caches of other lengths
+    ends = [torch.empty(0)] * 2
+    for t in range(20):
+        for i in range(2):
+            ends[i], states[i] = ours.step(rows[i][:, t : t + 1], states[i], t + 1)
+    for i in range(2):
+        assert torch.equal(ends[i], alone[i][0]) and torch.equal(states[i][-1].key[:, :, :20], alone[i][1])
+
+    made: list[torch.Tensor | None] = [None, None]
+
+    def run(i: int) -> None:
+        with torch.inference_mode():
+            y = torch.empty(0)
+            for _ in range(20):
+                state = ours.init_state(1, 20 + 20 * i)
+                for t in range(20):
+                    y, state = ours.step(rows[i][:, t : t + 1], state, t + 1)
+                before = made[i]
+                made[i] = y if before is None or torch.equal(before, y) else torch.full_like(y, torch.nan)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(2):
+        found = made[i]
+        assert found is not None and torch.equal(found, alone[i][0])
 
 
 @torch.inference_mode()
@@ -205,6 +248,52 @@ def test_failing_compiler_is_only_a_reason(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(native.shutil, "which", lambda name: str(broken))
     handle, reason = native.library(tmp_path / "out")
     assert handle is None and "no room left" in reason
+    monkeypatch.setattr(native.subprocess, "run", None)  # it is not tried again in this process
+    assert native.library(tmp_path / "out") == (None, reason)
+
+
+def test_plainer_flags_where_the_first_cannot_be_loaded(kernels: Path, tmp_path: Path, monkeypatch) -> None:
+    load, tried = native._load, []
+
+    def picky(file: Path):
+        tried.append(file.exists())
+        if len(tried) < 3:
+            raise OSError("a library is missing")
+        return load(file)
+
+    monkeypatch.setattr(native, "_load", picky)
+    handle, reason = native.library(tmp_path)
+    assert handle is not None and "in use" in reason and tried == [True] * 3
+    assert len(list(tmp_path.glob("*.so"))) == 1
+
+
+def test_kernels_that_cannot_be_loaded_are_only_a_reason(kernels: Path, tmp_path: Path, monkeypatch) -> None:
+    def never(file: Path):
+        raise OSError("a library is missing")
+
+    monkeypatch.setattr(native, "_load", never)
+    handle, reason = native.library(tmp_path)
+    assert handle is None and "a library is missing" in reason and not list(tmp_path.glob("*.so"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o720])
+def test_a_folder_that_others_may_write_is_refused(kernels: Path, tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "kernels"
+    assert native.library(folder)[0] is not None and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(mode)
+    handle, reason = native.library(folder)
+    assert handle is None and "others may write" in reason
+    folder.chmod(0o755)
+    assert native.library(folder)[0] is not None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners are POSIX")
+def test_a_folder_of_somebody_else_is_refused(kernels: Path, tmp_path: Path, monkeypatch) -> None:
+    us = os.geteuid()
+    monkeypatch.setattr(native.os, "geteuid", lambda: us + 1)
+    handle, reason = native.library(tmp_path)
+    assert handle is None and "others may write" in reason and not list(tmp_path.iterdir())
 
 
 def test_damaged_library_is_built_again(kernels: Path, tmp_path: Path) -> None:

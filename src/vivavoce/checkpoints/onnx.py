@@ -49,8 +49,8 @@ _WEIGHTED = frozenset(
 
 @dataclass(frozen=True)
 class Node:
-    """One operation of the graph; attributes are numbers, texts, lists of numbers (long ones as arrays), or the name of a
-    constant tensor."""
+    """One operation of the graph; attributes are numbers, texts, lists of them (long ones of numbers as arrays), or the
+    name of a constant tensor."""
 
     name: str
     op_type: str

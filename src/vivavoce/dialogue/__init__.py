@@ -1,6 +1,6 @@
 """Conversation: sessions that take waves and give waves and text.
 
-``session() -> step(wave) -> Reply`` for a live exchange, ``respond(wave or text) -> Reply`` for one turn.
+``session()`` of a system starts a conversation, ``step(wave) -> Reply`` goes on with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Event:
     complete, not yet played); interrupted (``text``: what had been played of the answer).
     """
 
-    kind: Literal["speech_started", "speech_ended", "partial", "heard", "reply_started", "reply_ended", "interrupted"]
+    kind: Literal["speech_started", "speech_ended", "heard", "reply_started", "reply_ended", "interrupted"]
     at: float
     text: str = ""
 
@@ -49,4 +49,14 @@ class Session(Protocol):
 
     sample_rate: int  # of the waves it gives; it takes 16 kHz
 
-    def step(self, wave: Tensor) -> Reply: ...
+    def step(self, wave: Tensor) -> Reply:
+        """(S,) at 16 kHz, any length -> whatever there is to say by now."""
+        ...
+
+    def played(self, seconds: float) -> None:
+        """How much of the answer the listener has heard."""
+        ...
+
+    def close(self) -> None:
+        """End the conversation, and whatever is still being made for it."""
+        ...

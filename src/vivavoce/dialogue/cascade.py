@@ -67,7 +67,7 @@ class CascadeOptions:
     longest: float = 28.0  # an utterance is closed after this
     language: str | None = "en"
     first_clause: int = 18  # characters before the first clause may leave
-    clause: int = 60
+    clause: int = 28  # short enough that the next clause is there before the one before it has been heard
     longest_clause: int = 160
 
 

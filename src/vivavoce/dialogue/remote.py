@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from http.client import HTTPException
 from typing import Any
@@ -63,7 +63,7 @@ class RemoteChat:
                     return
                 told = text
 
-    def _pieces(self, messages: Sequence[Message]) -> Iterator[str]:
+    def _pieces(self, messages: Sequence[Message]) -> Generator[str, None, None]:
         turns = [{"role": "system", "content": self._system}]
         turns += [{"role": message.role, "content": message.text} for message in messages]
         body = json.dumps({"model": self._model, "messages": turns, "stream": True, "temperature": 0}).encode()

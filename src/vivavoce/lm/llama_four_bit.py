@@ -5,7 +5,7 @@ Matrices that a file keeps in another type (and joined ones of mixed types) beco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -38,12 +38,18 @@ def import_int4(checkpoint: Checkpoint) -> tuple[LlamaConfig, dict[str, Tensor]]
 def int4_shapes(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
     """(safetensors type, shape) of every tensor that :func:`int4_parts` gives."""
     _, config, found = _four_bit_keys(checkpoint)
+    return integer_shapes(config, found)
+
+
+def integer_shapes(config: LlamaConfig, four_bit: Collection[str] = ()) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(safetensors type, shape) of a model whose ``four_bit`` matrices are tiles and whose others are int8 rows. A tied
+    head is left out: the embedding serves both."""
     made: dict[str, tuple[str, tuple[int, ...]]] = {}
     for key, shape in state_shapes(config).items():
-        name = key.removesuffix(".weight")
-        if key in found:
-            rows, width = shape
-            made[f"{name}.tiles"] = ("U8", tiles_shape(rows, width))
+        if key == "head.weight" and config.tied:
+            continue
+        if key in four_bit:
+            made[f"{key.removesuffix('.weight')}.tiles"] = ("U8", tiles_shape(*shape))
         elif len(shape) == 2:
             made |= {key: ("I8", shape), f"{key}_scale": ("F32", shape[:1])}
         else:

@@ -280,9 +280,9 @@ class NativeStack:
         """Pointers to these caches: those of the last step, if they are of the very same tensors."""
         parts = [*keys, *values]
         last = self._last  # read once: another thread may put its own there meanwhile
-        if last is not None and len(last.tensors) == len(parts):
-            if all(ref() is part for ref, part in zip(last.tensors, parts, strict=True)):
-                return last
+        bound = last.tensors if last is not None else []
+        if len(bound) == len(parts) and all(ref() is part for ref, part in zip(bound, parts, strict=True)):
+            return last
         shape = (1, self.plan.groups, keys[0].shape[2], self.plan.width)
         plain = all(
             part.shape == shape and part.dtype == torch.float32 and part.is_contiguous() and part.device.type == "cpu"

@@ -179,9 +179,9 @@ def install_int8(
     """Replace every layer whose weight is stored as integers by its integer form: int8 rows (``X.weight`` beside
     ``X.weight_scale``), or 4-bit groups (``X.tiles``).
 
-    With ``many_rows``, linear layers and embeddings stored as floats are rounded to int8 too, one after another, so that
-    a model is never held as floats; it says of a layer's name whether many rows at once are its rule.
-    Returns the tensors that are left for ``load_state_dict``.
+    With ``many_rows``, linear layers and embeddings stored as floats are rounded to int8 too, one after another, so
+    that a model is never held as floats; it says of a layer's name whether many rows at once are its rule.
+    Returns the tensors that are left for ``load_state_dict``; CheckpointError where integers do not fit their layer.
     """
     layers = {key.removesuffix(".weight_scale") for key in tensors if key.endswith(".weight_scale")}
     tiled = {key.removesuffix(".tiles") for key in tensors if key.endswith(".tiles")}
@@ -193,29 +193,31 @@ def install_int8(
     for name in sorted((layers | tiled) & known.keys()):  # one by one: the file pages of one layer are in memory
         old, rounded = known[name], f"{name}.weight_scale" not in tensors
         parts = {part: tensors.get(f"{name}.{part}") for part in ("weight", "weight_scale", "tiles", "bias")}
-        _check(name, old, parts, rounded and name in layers)
+        rows = _check(name, old, parts, rounded and name in layers)
         weight, scale, tiles, bias = parts.values()
         if tiles is not None:
-            new = Int4Linear(tiles, old.weight.shape[0], bias)
+            new = Int4Linear(tiles, rows, bias)
         else:
             assert weight is not None
             weight, scale = (weight, scale) if scale is not None else quantize_rows(weight)
             many = many_rows is not None and many_rows(name)
-            new = Int8Embedding(weight, scale) if isinstance(old, nn.Embedding) else Int8Linear(weight, scale, bias, many)
+            embeds = isinstance(old, nn.Embedding)
+            new = Int8Embedding(weight, scale) if embeds else Int8Linear(weight, scale, bias, many)
         setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
         taken |= {f"{name}.{part}" for part in parts}
     return {key: tensors[key] for key in tensors if key not in taken}
 
 
-def _check(name: str, old: nn.Module, parts: Mapping[str, Tensor | None], rounded: bool) -> None:
-    """Compare what a file holds for one integer layer with the layer it replaces; ``rounded``: the rows are floats."""
+def _check(name: str, old: nn.Module, parts: Mapping[str, Tensor | None], rounded: bool) -> int:
+    """Compare what a file holds for one integer layer with the layer it replaces -> its rows; ``rounded``: they are
+    floats."""
     weight, scale, tiles, bias = parts.values()
     if not isinstance(old, nn.Linear if tiles is not None else nn.Linear | nn.Embedding):
         raise CheckpointError(f"integer weights are stored for {name}, which has none: pull the model again")
     if tiles is not None and (weight is not None or scale is not None):
         raise CheckpointError(f"{name} is stored in 4 bits and in another form as well: pull the model again")
     n, k = old.weight.shape
-    wanted = (
+    wanted: dict[str, tuple[Tensor | None, tuple[int, ...] | None, tuple[torch.dtype, ...]]] = (
         {"tiles": (tiles, tiles_shape(n, k), (torch.uint8,))}
         if tiles is not None
         else {
@@ -226,10 +228,11 @@ def _check(name: str, old: nn.Module, parts: Mapping[str, Tensor | None], rounde
     wanted["bias"] = (bias, (n,) if getattr(old, "bias", None) is not None else None, FLOATS)
     for part, (tensor, shape, types) in wanted.items():
         if tensor is None and shape is not None:
-            raise CheckpointError(f"{name}.{part} is missing beside the integer weights of {name}: pull the model again")
+            raise CheckpointError(f"{name}.{part} is missing beside other integer weights: pull the model again")
         if tensor is not None and (shape is None or tuple(tensor.shape) != shape or tensor.dtype not in types):
             found, kind = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
             fit = "nothing" if shape is None else f"{list(shape)} of the type {str(types[0]).removeprefix('torch.')}"
             raise CheckpointError(f"{name}.{part} is {found} of the type {kind}, not {fit}: pull the model again")
     if tiles is not None and k % GROUP:
         raise CheckpointError(f"the {k} inputs of {name} are no whole groups of {GROUP} weights: pull the model again")
+    return n
