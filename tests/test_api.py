@@ -299,7 +299,7 @@ def test_rounding_to_int8_row_by_row_is_rounding_the_floats(architecture: str) -
 def test_parts_are_written_as_one_file(tmp_path: Path) -> None:
     checkpoint = gguf("qwen2")
     config, whole = import_int8(checkpoint)
-    shapes = conversions._int8_shapes(config)
+    shapes = conversions.integer_shapes(config)
     conversions.write_parts(tmp_path / "a.safetensors", shapes, iter([dict(list(whole.items())[::-1])]))
     from safetensors.torch import load_file
 

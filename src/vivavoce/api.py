@@ -33,7 +33,7 @@ from vivavoce.checkpoints.native import NativeFolder, build, open_native
 from vivavoce.checkpoints.read import Checkpoint, open_checkpoint, read_json
 from vivavoce.checkpoints.rules import Layout, import_weights
 from vivavoce.checkpoints.sources import SOURCES
-from vivavoce.config import from_dict
+from vivavoce.config import check_seed, from_dict
 from vivavoce.conversions import convert
 from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError, nearest
@@ -181,7 +181,15 @@ class _Options:
 
 
 def _from_native(folder: Path, name: str, options: _Options) -> Any:
-    about = open_native(folder)
+    try:
+        return _from_described(open_native(folder), name, options)
+    except CheckpointError as error:  # what lies below does not know the name that the mend needs
+        again = f"run  viva rm {folder.name}  and  viva pull {folder.name}"
+        raise CheckpointError(str(error).replace("pull the model again", again)) from error
+
+
+def _from_described(about: NativeFolder, name: str, options: _Options) -> Any:
+    folder = about.path
     options.computes(about.system)
     if about.system == "whisper":
         integers = reads_the_window if options.int8 else None
@@ -198,7 +206,7 @@ def _from_native(folder: Path, name: str, options: _Options) -> Any:
     if about.system == "silero":
         options.no_parts()
         return _native_silero(about).to(options.device)
-    raise CheckpointError(f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull it again")
+    raise CheckpointError(f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull the model again")
 
 
 def _in_type(tensors: Mapping[str, Tensor], config: LlamaConfig, options: _Options, name: str) -> Mapping[str, Tensor]:
@@ -387,7 +395,7 @@ def create(stem: str, size: str, *, seed: int = 0) -> nn.Module:
 @functools.cache
 def _cached(name: str, device: str | None, dtype: str | None, choice: str, cache: str) -> Any:
     """One loaded object a name; ``cache`` tells apart the folders that VIVA_CACHE may name. Without default parts."""
-    about = system_of(name) if name in SOURCES else _stem_of(name)
+    about = stem_of(name)
     if about == "whisper":
         return load(name, parts={"voice_activity": None}, device=device, dtype=dtype)
     if about == "vits":
@@ -395,7 +403,10 @@ def _cached(name: str, device: str | None, dtype: str | None, choice: str, cache
     return load(name, device=device, dtype=dtype)
 
 
-def _stem_of(name: str) -> str:
+def stem_of(name: str) -> str:
+    """The system of a catalogue name, or of a file or folder: "whisper", "vits", ..."""
+    if name in SOURCES:
+        return system_of(name)
     path = Path(name).expanduser()
     if not path.exists():
         raise _unknown(name)
@@ -450,11 +461,12 @@ def transcribe(
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
     if not 1 <= beams <= 32:
         raise ConfigError(f"beams must lie between 1 and 32, not {beams}")
+    check_seed(seed)
     code = language_code(language) if language else None
     set_threads(threads)
     blocks = _Heard(_blocks_of(source, sample_rate), on_progress)
     heard = recognizer(model, vad=vad, device=device, dtype=dtype)
-    _check_language(heard, code, task)
+    check_language(heard, code, task)
     segments = []
     with torch.random.fork_rng(devices=[]):  # doubtful windows are drawn again at random: the same way each time
         torch.manual_seed(seed)
@@ -476,14 +488,17 @@ def _inside(segment: Segment, seconds: float) -> Segment:
     return replace(segment, start=clip(segment.start), end=clip(segment.end), words=words)
 
 
-def _check_language(heard: WhisperRecognizer, code: str | None, task: str) -> None:
+def check_language(
+    heard: WhisperRecognizer, code: str | None, task: str = "transcribe", option: str = "--model"
+) -> None:
+    """UnknownNameError where a recogniser does not know the language, or cannot do the task."""
     if heard.tokens.multilingual:
         if code and code not in heard.tokens.special.languages:
             raise UnknownNameError(
                 f"{heard.name} does not know the language {code!r}; leave it out to have it detected"
             )
     elif code not in (None, "en") or task == "translate":
-        raise UnknownNameError(f"{heard.name} knows English only; use --model whisper-base")
+        raise UnknownNameError(f"{heard.name} knows English only; use {option} whisper-base")
 
 
 class _Heard:
@@ -542,6 +557,9 @@ def speak(
 
     ``voice`` is a catalogue name, a pulled folder or a published voice file; ``speaker`` chooses within it.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"the text to speak must be a str, not {type(text).__name__}; give words in quotes")
+    check_seed(seed)
     set_threads(threads)
     said = open_voice(voice, phonemes=phonemes, device=device).synthesize(
         text, voice=speaker, language=language, speed=speed, generator=seed

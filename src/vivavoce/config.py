@@ -71,3 +71,9 @@ def _coerce(where: str, hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise ConfigError(f"{where} must be {hint.__name__}, not {value!r}")
     return value
+
+
+def check_seed(seed: int | None) -> None:
+    """ConfigError unless a random number generator takes the seed: whole, in 64 bits."""
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"a seed must fit into 64 bits, and this one has {seed.bit_length()}; take a smaller one")

@@ -192,7 +192,7 @@ def _extras() -> Iterator[Check]:
         ("sounddevice", "mic", "microphone and loudspeaker"),
         ("espeakng_loader", "phonemes", "voices in all languages"),
         ("huggingface_hub", "hub", "pulling from the hub"),
-        ("matplotlib", "plot", "larger plots"),
+        ("matplotlib", "plot", "viva plot"),
     ):
         there = importlib.util.find_spec(module) is not None
         yield Check(f"[{extra}]", f"{module}: {why}", there, f"pip install 'vivavoce[{extra}]'")

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivavoce.catalogue import system as system_row
 from vivavoce.checkpoints import store
+from vivavoce.config import check_seed
 from vivavoce.dialogue import Event, Reply
 from vivavoce.dialogue.cascade import HEARING_RATE, Cascade, CascadeOptions, CascadeSession, Turn
 from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, UnknownNameError
@@ -93,22 +95,39 @@ def assemble(*, recogniser: str | None = None, text_model: str | None = None, vo
     """An assistant from parts by name; ``llm`` is the address of an OpenAI-compatible text model instead of a local
     one.
     """
-    from vivavoce.api import default_recognizer, load
+    from vivavoce.api import check_language, default_recognizer, load
     from vivavoce.dialogue.remote import RemoteChat
     from vivavoce.lm.chat import SYSTEM, ChatModel, ChatOptions
 
     if llm is not None and llm_model is None:
         raise UnknownNameError("--llm needs --llm-model NAME: the name the endpoint gives its model")
+    hears_name = recogniser or default_recognizer()
+    _must_be(hears_name, "whisper", "recogniser")
+    _must_be(voice, "vits", "voice")
     if llm is not None and llm_model is not None:
         thinks = RemoteChat(llm, llm_model, key=llm_key, system=system or SYSTEM)
     else:
         name = text_model or choose_text_model()
+        _must_be(name, "llama", "text model")
         model, tokenizer = load(name)
+        room = min(ChatOptions().capacity, model.config.decoder.context) // 2
+        if system is not None and (told := len(tokenizer.encode(system))) > room:
+            raise ConfigError(f"the system prompt has {told} tokens, and {name} has room for {room}; shorten --system")
         thinks = ChatModel(model, tokenizer, name=name, options=ChatOptions(system=system or SYSTEM))
-    hears = load(recogniser or default_recognizer())
+    hears = load(hears_name)
+    check_language(hears, language, option="--asr")
     speaks = load(voice, parts={"phonemes": phonemes})
     options = CascadeOptions(language=language, endpoint=endpoint_ms / 1000)
     return Cascade(hears, load("silero-vad"), thinks, speaks, options=options, clock=time.perf_counter)
+
+
+def _must_be(name: str, stem: str, what: str) -> None:
+    """UnknownNameError, before anything is loaded, where a part by name is of another system."""
+    from vivavoce.api import stem_of
+
+    if stem_of(name) != stem:
+        known = ", ".join(system_row(stem).weights)
+        raise UnknownNameError(f"{name} is no {what}; use one of {known}")
 
 
 @dataclass
@@ -197,7 +216,8 @@ def _result(cascade: Cascade, turn: Turn, listener: _Listener, event: Event) -> 
     return TalkResult(
         heard=turn.heard.strip(), answer=event.text if event.kind == "interrupted" else turn.answer.strip(), wave=wave,
         sample_rate=listener.rate, first_sound_ms=turn.timing.first_sound, parts_ms=dict(turn.timing.parts),
-        real_time_factor=working / length if length and event.kind == "reply_ended" else None, underruns=listener.underruns, models=cascade.models,
+        real_time_factor=working / length if length and event.kind == "reply_ended" else None,
+        underruns=listener.underruns, models=cascade.models,
     )  # fmt: skip
 
 
@@ -229,13 +249,14 @@ def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = No
     from vivavoce.inspection import set_threads
 
     check_endpoint(endpoint_ms)
+    check_seed(seed)
     set_threads(threads)
     if isinstance(source, Tensor):
         if sample_rate is None:
             raise ConfigError("a wave needs its sample_rate: talk(wave, 16000)")
         blocks: Iterable[Tensor] = [resample(source.float().reshape(-1), sample_rate, HEARING_RATE)]
     else:
-        blocks = read_blocks(source or question_file(), HEARING_RATE)
+        blocks = read_blocks(question_file() if source is None else source, HEARING_RATE)
     ready = cascade or assemble(
         recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,
         llm_key=llm_key, system=system, language=language_code(language) if language else None, endpoint_ms=endpoint_ms,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from vivavoce.asr.whisper import Whisper, WhisperConfig
@@ -205,7 +207,7 @@ def test_long_speech_is_heard_once_and_whole() -> None:
     found = groups(70)
     heard = sum(sound.sum().item() for _, sound in found) / 16_000
     assert abs(heard - 70) < 0.1 and len(found) == 3
-    for (start, sound), (following, _) in zip(found, found[1:], strict=False):
+    for (start, sound), (following, _) in itertools.pairwise(found):
         assert abs(start + sound.numel() / 16_000 - following) < 0.1
 
 

@@ -200,8 +200,8 @@ class WhisperRecognizer:
         return start, tape.read(start, end)[: self.n_frames * HOP]
 
     def _stretches(self, tape: Tape) -> Iterator[tuple[tuple[int, int] | None, int]]:
-        """Stretches of speech in samples, as the tape is heard ten seconds at a time, each with the sample from which on
-        sound is still undecided; (None, that sample) after every piece heard."""
+        """Stretches of speech in samples, as the tape is heard ten seconds at a time, each with the sample from which
+        on sound is still undecided; (None, that sample) after every piece heard."""
         detector = self.voice_activity
         assert detector is not None
         chunk = detector.config.chunk

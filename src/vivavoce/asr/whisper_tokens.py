@@ -48,7 +48,8 @@ def language_code(name: str) -> str:
     for code, full in LANGUAGES.items():
         if full == lowered:
             return code
-    raise UnknownNameError(f"unknown language {name!r}{nearest(lowered, [*LANGUAGES, *LANGUAGES.values()])}")
+    near = nearest(lowered, [*LANGUAGES, *LANGUAGES.values()])
+    raise UnknownNameError(f"unknown language {name!r}{near}; use a code or an English name such as en, de or French")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ class AudioInfo:
 
 def info(path: str | Path) -> AudioInfo:
     """Length, rate, channels and format of a sound file; AudioError where it is none."""
-    source = _open(Path(path))
+    source = _open(_file(path))
     with closing(source):
         return source.info
 
@@ -90,7 +90,13 @@ def load(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]
 
 
 def _open_any(path: str | Path) -> _SoundFile | _Container:
-    return _open_stdin() if str(path) == "-" else _open(Path(path))
+    return _open_stdin() if str(path) == "-" else _open(_file(path))
+
+
+def _file(path: str | Path) -> Path:
+    if path == "":  # which Path would take for the working folder
+        raise AudioError("the file name is empty; give a sound file")
+    return Path(path)
 
 
 def _resampled(source: _SoundFile | _Container, sample_rate: int, seconds: float) -> Iterator[Tensor]:
@@ -296,6 +302,19 @@ def check_format(path: str | Path) -> str:
     return suffix
 
 
+def check_target(path: str | Path) -> None:
+    """AudioError where a file of this name cannot be made: asked before long work, so that it is not lost."""
+    target = Path(path)
+    if str(path) == "-":
+        return
+    if target.is_dir():
+        raise AudioError(f"{target} is a folder; give the name of a file")
+    if not target.parent.is_dir():
+        raise AudioError(f"there is no folder {target.parent}; make it first")
+    if not os.access(target.parent, os.W_OK):
+        raise AudioError(f"{target} cannot be written (no permission); check the folder, or choose another")
+
+
 def save(path: str | Path, wave: Tensor | np.ndarray, sample_rate: int) -> Path:
     """Write a wave (S,) as wav, flac, ogg, opus or mp3 by the file's ending; ``-`` is wav on standard output.
 
@@ -344,10 +363,7 @@ class NewFile:
         self.scratch = target.with_name(f".{target.name}.{os.getpid()}.new")
 
     def __enter__(self) -> Path:
-        if self.target.is_dir():
-            raise AudioError(f"{self.target} is a folder; give the name of a file")
-        if not self.target.parent.is_dir():
-            raise AudioError(f"there is no folder {self.target.parent}; make it first")
+        check_target(self.target)
         return self.scratch
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

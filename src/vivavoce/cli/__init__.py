@@ -5,14 +5,21 @@ Exit codes: 0 done; 1 a fault of the program (``-v`` shows where); 2 something t
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 import typer
 
 from vivavoce.cli.options import Settings
-from vivavoce.errors import VivaError
+from vivavoce.errors import ConfigError, VivaError
 
 VERBS = ("transcribe", "speak", "talk", "pull", "ls", "rm", "verify", "models", "inspect", "doctor", "plot")
 _HELP = """Speech to text, text to speech and spoken conversation on your own machine.
@@ -52,12 +59,49 @@ def _global(
     Settings.verbose = Settings.verbose or verbose
 
 
+@contextmanager
+def _ended_by_a_signal() -> Iterator[None]:
+    """SIGTERM leaves as an exception does, so that scratch files go away."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be asked for
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _flush() -> None:
+    """Write out what was printed while a fault can still be told; a reader that has gone is no fault."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError):  # so that the interpreter does not try, and complain, again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            sys.exit(1)
+        raise ConfigError(
+            f"standard output cannot be written ({error.strerror}); free some space, or write elsewhere"
+        ) from error
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; leaves through ``SystemExit``."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     Settings.verbose = False
     try:
-        make_app()(args=given, prog_name="viva")
+        if sys.stdout is None:
+            raise ConfigError("standard output is closed; leave it open, or send it to a file")
+        with _ended_by_a_signal():
+            try:
+                make_app()(args=given, prog_name="viva")
+            finally:
+                _flush()
     except VivaError as error:
         if Settings.verbose:
             raise

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vivavoce.config import check_seed
+
 
 class Settings:
     """What holds for the whole command."""
@@ -18,18 +20,26 @@ class Settings:
     verbose = False
 
 
+def _a_seed(value: int | None) -> int | None:
+    check_seed(value)
+    return value
+
+
 def _be_verbose(value: bool) -> bool:
     Settings.verbose = Settings.verbose or value
     return value
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (one object, or one per line for several results).")]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", envvar="VIVA_THREADS", help="Processor cores to use (default: the idle ones)."),
 ]
 Device = Annotated[str | None, typer.Option("--device", envvar="VIVA_DEVICE", help="cpu or cuda.")]
-Seed = Annotated[int | None, typer.Option("--seed", envvar="VIVA_SEED", help="Makes random choices repeatable.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", envvar="VIVA_SEED", callback=_a_seed, help="Makes random choices repeatable."),
+]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", callback=_be_verbose, help="Show where an error came from.", hidden=True)
 ]

@@ -31,6 +31,7 @@ def plot(
     from vivavoce.audio import io
     from vivavoce.audio.plot import Mark, draw
 
+    io.check_target(output)
     api.set_threads(threads)
     wave, rate = io.load(file, SAMPLE_RATE)
     marks = []

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vivavoce.cli.options import AsJson, Verbose, print_json
+from vivavoce.errors import MissingWeightsError
 
 
 def rm(
@@ -21,6 +22,9 @@ def rm(
     from vivavoce.checkpoints import store
 
     rows = [store.row(name) for name in names]  # all names are checked before anything is deleted
+    for row in rows:
+        if not store.traces(row.name):
+            raise MissingWeightsError(f"{row.name} is not here, so nothing was removed; `viva ls` lists what is")
     for row in rows:
         freed = store.remove(row.name)
         if as_json:

@@ -61,6 +61,7 @@ def speak(
     from vivavoce.audio import io
 
     io.check_format(target)
+    io.check_target(target)
     api.set_threads(threads)
     ready = api.open_voice(voice, phonemes=phonemes, device=device)
     choice: dict[str, Any] = {"voice": speaker, "speed": speed, "generator": 0 if seed is None else seed}
@@ -80,7 +81,9 @@ def speak(
 
 
 def _text(text: str | None, file: Path | None) -> str:
-    if (text is None) == (file is None):
+    if text is not None and file is not None:
+        raise ConfigError("a text and --file exclude each other; give one of the two")
+    if text is None and file is None:
         raise ConfigError('give a text in quotes, - for standard input, or --file FILE: viva speak "Good morning."')
     try:
         if file is not None:

@@ -81,9 +81,11 @@ def talk(
     from vivavoce.inspection import set_threads
 
     io.check_format(output)
+    if not mic:
+        io.check_target(output)
     code = language_code(language)
     set_threads(threads)
-    source = None if mic else file or str(question_file())
+    source = None if mic else str(question_file()) if file is None else file
     if source not in (None, "-"):
         io.info(str(source))  # a bad file is told before models are loaded
     note("loading ...")
@@ -99,7 +101,7 @@ def talk(
     blocks = io.microphone(HEARING_RATE, 0.032) if mic else io.read_blocks(str(source), HEARING_RATE, 1.0)
     screen = _Screen(quiet=as_json)
     player = Loudspeaker(cascade.speaks.sample_rate) if play or mic else None
-    results, sounds, understood = 0, 0, False
+    results, sounds, understood, stopped = 0, 0, False, False
     try:
         for result in converse(
             cascade,
@@ -113,10 +115,14 @@ def talk(
                 result.save(_numbered(output, sounds))
             _tell(result, as_json, screen)
     except KeyboardInterrupt:
+        stopped = True
         note("")
+        if not mic:
+            raise
     finally:
+        screen.close()  # before anything is said about an error
         if player is not None:
-            player.close(drain=not mic)
+            player.close(drain=not mic and not stopped)
     if not understood and not mic:
         what = "speech was noticed, but no words were understood" if results else "no speech was found"
         raise AudioError(f"{what} in {source}; record it louder, or nearer to the microphone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,6 +62,7 @@ def transcribe(
             raise AudioError(f"the folder {output} cannot be made ({error.strerror}); choose another") from error
     failed: VivaError | None = None
     names = expand(files)
+    targets = _targets(names, form, output)
     from vivavoce import api
 
     for name in names:
@@ -78,7 +80,7 @@ def transcribe(
             failed = error  # the other files may be fine
             print(f"viva: {error}", file=sys.stderr)
             continue
-        _deliver(made, name, form, output, live)
+        _deliver(made, name, form, targets.get(name), live)
     if failed is not None:
         raise typer.Exit(2)
 
@@ -110,24 +112,38 @@ def _format(form: str) -> str:
     return form
 
 
-def _deliver(made: Transcript, name: str, form: str, output: Path | None, live: bool) -> None:
+def _targets(names: list[str], form: str, output: Path | None) -> dict[str, Path]:
+    """The text file of each sound file; where two would share one they keep their endings: a.wav.srt, a.flac.srt."""
+    if output is None:
+        return {}
+    stems = {name: "stdin" if name == "-" else Path(name).stem for name in names}
+    shared = Counter(stems.values())
+    targets = {
+        name: output / f"{stem if shared[stem] == 1 else Path(name).name}.{form}" for name, stem in stems.items()
+    }
+    for target, count in Counter(targets.values()).items():
+        if count > 1:
+            raise AudioError(f"{count} of the sound files would write to {target}; give each its own run and folder")
+    return targets
+
+
+def _deliver(made: Transcript, name: str, form: str, target: Path | None, live: bool) -> None:
     """Print what has not been printed yet, or write the file."""
     if live:
         if not made.segments:
             note(f"{name}: no speech was found")
         return
-    if form == "json" and output is None:
+    if form == "json" and target is None:
         print_json({"file": name, "model": ", ".join(made.models), **made.to_dict()})
         return
     from vivavoce.asr import write_transcript
 
     text = write_transcript(made, form)
-    if output is None:
+    if target is None:
         sys.stdout.write(text)
         return
     from vivavoce.audio.io import NewFile
 
-    target = output / f"{'stdin' if name == '-' else Path(name).stem}.{form}"
     with NewFile(target) as scratch:
         scratch.write_text(text, "utf-8")
     print(target)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from vivavoce.cli.options import AsJson, Verbose, print_json
-from vivavoce.errors import MissingWeightsError
+from vivavoce.errors import MissingWeightsError, VivaError
 
 
 def verify(
@@ -28,10 +29,20 @@ def verify(
         raise MissingWeightsError("nothing has been pulled yet: run  viva pull starter")
     from vivavoce import api
 
-    for name in wanted:
-        record = store.verify(name)
-        api.load(name)
+    bad = 0
+    for name in [store.row(name).name for name in wanted]:
+        try:
+            files = store.verify(name)["files"]
+            api.load(name)
+        except VivaError as error:
+            bad += 1  # the others may be whole
+            print(f"viva: {error}", file=sys.stderr)
+            if as_json:
+                print_json({"name": name, "good": False, "reason": str(error)})
+            continue
         if as_json:
-            print_json({"name": name, "good": True, "files": record["files"]})
+            print_json({"name": name, "good": True, "files": files})
         else:
-            print(f"{name}: {len(record['files'])} files are as recorded, and the model loads")
+            print(f"{name}: {len(files)} files are as recorded, and the model loads")
+    if bad:
+        raise typer.Exit(2)

@@ -387,7 +387,9 @@ class CascadeSession:
             return
         options = self.options
         chunker = ClauseChunker(options.first_clause, options.clause, options.longest_clause)
-        for piece in self.cascade.thinks.reply([*self.history[-REMEMBERED:], Message("user", turn.heard)]):
+        # old turns go twenty at a time: what a model has read stays the beginning of what it reads next
+        first = max(0, len(self.history) - REMEMBERED) // 20 * 20
+        for piece in self.cascade.thinks.reply([*self.history[first:], Message("user", turn.heard)]):
             if turn.cancelled.is_set():
                 return
             turn.answer += piece
