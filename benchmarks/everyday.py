@@ -7,6 +7,7 @@ python -m benchmarks.everyday --text-model qwen2.5-coder-1.5b-instruct > answers
 from __future__ import annotations
 
 import argparse
+import time
 
 import torch
 
@@ -33,6 +34,7 @@ def main() -> None:
                 turn = session.turns[-1]
                 while session.answering:
                     session.poll()
+                    time.sleep(0.01)
                 print(f"| {group} | {question} | {turn.heard.strip()} | {turn.answer.strip()} | |", flush=True)
             session.close()
 

@@ -534,5 +534,5 @@ def test_a_pulled_text_model_of_four_bits_in_every_dtype(desk: Path, tiny_cache:
         vivavoce.load("smollm2-135m-instruct", dtype="int4")
     save_native(folder, "llama", config, state | {name.replace("weight", "tiles"): tiles[:-1]})
     for dtype in (None, "int8", "float32"):
-        with pytest.raises(CheckpointError, match="pull the model again"):
+        with pytest.raises(CheckpointError, match="run  viva rm four  and  viva pull four"):
             vivavoce.load(folder, dtype=dtype)

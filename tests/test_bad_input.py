@@ -150,7 +150,20 @@ def test_unusual_sounds_work(viva: Viva, desk: Path, wave: np.ndarray, subtype: 
         (("speak", "Hello.", "-o", "x.wav", "--phonemes", "lexicon", "--speed", "100"), ("speed", "0.1 and 10")),
         (("speak", "Hello.", "-o", "x.wma", "--phonemes", "lexicon"), ("x.wma", "use wav")),
         (("speak", "Hello.", "-o", "no/where/x.wav", "--phonemes", "lexicon"), ("no folder", "make it first")),
-        (("speak", "Hello.", "--file", "none.txt"), ("give a text", "--file")),
+        (("speak", "Hello.", "--file", "none.txt"), ("exclude each other", "--file")),
+        (("speak", "Hello.", "--seed", "99999999999999999999"), ("seed", "64 bits")),
+        (("talk", "good.wav", "--seed", "99999999999999999999"), ("seed", "64 bits")),
+        (("talk", "good.wav", "--asr", "vits-joe"), ("no recogniser", "whisper-base")),
+        (("talk", "good.wav", "--text-model", "whisper-base"), ("no text model", "smollm2")),
+        (("talk", "good.wav", "--voice", "silero-vad"), ("no voice", "vits-joe")),
+        (("talk", "good.wav", "--system", "so it is " * 3000), ("system prompt", "shorten --system")),
+        (("talk", "good.wav", "--asr", "whisper-tiny.en", "--language", "de"), ("English only", "--asr whisper-base")),
+        (("talk", "good.wav", "-o", "no/where.wav"), ("no folder", "make it first")),
+        (("talk", ""), ("file name is empty",)),
+        (("plot", "good.wav", "-o", "no/where.png"), ("no folder", "make it first")),
+        (("transcribe", ""), ("file name is empty",)),
+        (("transcribe", "good.wav", "./good.wav", "--output", "."), ("would write to", "good.wav.txt")),
+        (("rm", "qwen2.5-coder-1.5b-instruct"), ("nothing was removed", "viva ls")),
         (("speak", "--file", "none.txt"), ("cannot be read", "check the path")),
         (("speak", "--file", "good.wav"), ("UTF-8", "save it")),
         (("speak",), ("give a text", "viva speak")),
@@ -264,7 +277,11 @@ def test_a_damaged_cache_names_the_mend(viva: Viva, desk: Path, tiny_cache: Path
     data = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(data[:-100])
     refused(viva("verify", "vits-joe"), "changed on disk", "viva pull vits-joe")
-    refused(viva("speak", "Hello.", "-o", "x.wav", "--phonemes", "lexicon"), "safetensors", "pull the model again")
+    refused(
+        viva("speak", "Hello.", "-o", "x.wav", "--phonemes", "lexicon"),
+        "safetensors",
+        "viva rm vits-joe  and  viva pull",
+    )
     about = json.loads((model / "config.json").read_text())
     (model / "model.safetensors").write_bytes(data)
     (model / "config.json").write_text(json.dumps({**about, "config": {**about["config"], "n_symbls": 3}}))

@@ -206,7 +206,9 @@ def _from_described(about: NativeFolder, name: str, options: _Options) -> Any:
     if about.system == "silero":
         options.no_parts()
         return _native_silero(about).to(options.device)
-    raise CheckpointError(f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull the model again")
+    raise CheckpointError(
+        f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull the model again"
+    )
 
 
 def _in_type(tensors: Mapping[str, Tensor], config: LlamaConfig, options: _Options, name: str) -> Mapping[str, Tensor]:

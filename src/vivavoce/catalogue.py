@@ -204,7 +204,9 @@ def system_of(weights: str) -> str:
         if weights in row.weights:
             return row.stem
     names = [name for row in CATALOGUE for name in row.weights]
-    raise UnknownNameError(f"no published weights are called {weights!r}{nearest(weights, names)}; `viva models` lists them")
+    raise UnknownNameError(
+        f"no published weights are called {weights!r}{nearest(weights, names)}; `viva models` lists them"
+    )
 
 
 @dataclass(frozen=True)

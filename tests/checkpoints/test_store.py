@@ -6,8 +6,10 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -177,15 +179,17 @@ def test_local_files_work_offline(shop: Path, tmp_path: Path) -> None:
         store.pull("toy-bad", source=tmp_path / "nowhere")
 
 
-def test_a_second_process_may_finish_first(shop: Path) -> None:
-    def convert(row: WeightRow, files: dict[str, Path], folder: Path) -> None:
-        shutil.copyfile(files["model.bin"], folder / "model.safetensors")
-        if convert.__name__ == "first":
-            convert.__name__ = "second"
-            store.pull("toy", convert=convert)  # finishes and clears the shared pieces
+def test_pulls_at_the_same_time_wait_for_each_other(shop: Path) -> None:
+    made: list[str] = []
 
-    convert.__name__ = "first"
-    assert (store.pull("toy", convert=convert) / "model.safetensors").read_bytes() == WEIGHTS
+    def convert(row: WeightRow, files: dict[str, Path], folder: Path) -> None:
+        made.append(row.name)
+        shutil.copyfile(files["model.bin"], folder / "model.safetensors")
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: store.pull("toy", convert=convert), range(2)))
+    assert found[0] == found[1] and (found[0] / "model.safetensors").read_bytes() == WEIGHTS
+    assert made == ["toy"]  # the second found it done
     store.verify("toy")
 
 
@@ -219,3 +223,18 @@ def test_cache_dir_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert store.cache_dir() == tmp_path / ".cache" / "vivavoce"
     monkeypatch.setattr("sys.platform", "darwin")
     assert store.cache_dir() == tmp_path / "Library" / "Caches" / "vivavoce"
+
+
+def test_a_second_pull_waits_for_the_first(shop: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    calls: list[str] = []
+
+    def convert(row: WeightRow, files: dict[str, Path], folder: Path) -> None:
+        calls.append(row.name)
+        time.sleep(0.3)
+        (folder / "model.safetensors").write_bytes(b"x")
+
+    with ThreadPoolExecutor(3) as threads:
+        folders = list(threads.map(lambda _: store.pull("toy", convert=convert), range(3)))
+    assert calls == ["toy"] and len(set(folders)) == 1
+    assert leftovers(tmp_path) == ["manifest.json", "model.safetensors"]

@@ -210,3 +210,74 @@ def test_a_broken_pipe_is_no_drama(desk: Path) -> None:
     command = f'{sys.executable} -c "{code}" | true'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_full_or_closed_output_is_one_sentence(desk: Path) -> None:
+    code = "from vivavoce.cli import main; main(['models', '--json'])"
+    for where, words in ((">/dev/full", "cannot be written"), (">&-", "is closed")):
+        if where == ">/dev/full" and not Path("/dev/full").exists():
+            continue
+        done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{code}" {where}'], capture_output=True, text=True)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_signal_to_end_leaves_no_scratch_file(desk: Path) -> None:
+    code = (
+        "import os, signal, time\nfrom pathlib import Path\nfrom vivavoce import cli\n"
+        "from vivavoce.audio.io import NewFile\n"
+        "def app(args, prog_name):\n"
+        "    with NewFile(Path('x.wav')) as scratch:\n"
+        "        scratch.write_text('half')\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(5)\n"
+        "cli.make_app = lambda: app\ncli.main([])"
+    )
+    assert _python(code).returncode == 143 and os.listdir(desk) == []
+
+
+def test_one_output_name_for_two_inputs(viva, sounds: list[str], desk: Path) -> None:
+    soundfile.write("a.flac", tone(1.0), 16_000)
+    code, out, _ = viva("transcribe", "a.wav", "a.flac", "b.wav", "-f", "srt", "-o", "texts")
+    assert code == 0 and out.split() == ["texts/a.wav.srt", "texts/a.flac.srt", "texts/b.srt"]
+
+
+def test_verify_goes_on_behind_a_damaged_model(
+    viva, desk: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_cache, desk / "cache")
+    monkeypatch.setenv("VIVA_CACHE", str(desk / "cache"))
+    with (desk / "cache" / "models" / "vits-joe" / "config.json").open("a") as file:
+        file.write(" ")
+    code, out, err = viva("verify", "vits-joe", "silero-vad", "--json")
+    bad, good = map(json.loads, out.splitlines())
+    assert code == 2 and bad["name"] == "vits-joe" and not bad["good"] and bad["reason"] in err
+    assert good["name"] == "silero-vad" and good["good"]
+
+
+@pytest.mark.parametrize("verb", [("ls",), ("doctor",), ("transcribe", "a.wav"), ("pull", "vits-joe")])
+def test_a_cache_that_is_a_file(viva, sounds: list[str], monkeypatch: pytest.MonkeyPatch, verb) -> None:
+    for place in ("b.wav", "b.wav/deeper"):
+        monkeypatch.setenv("VIVA_CACHE", place)
+        code, out, err = viva(*verb)
+        assert code == 2 and out == "" and "VIVA_CACHE names a file" in err and "name a folder" in err
+
+
+@pytest.mark.parametrize("mic", [False, True])
+def test_ctrl_c_ends_the_line_and_leaves(viva, sounds: list[str], monkeypatch: pytest.MonkeyPatch, mic: bool) -> None:
+    from vivavoce import talking
+    from vivavoce.audio import io as audio
+    from vivavoce.audio import loudspeaker
+
+    def stopped(*_: object, on_reply, **__: object):
+        on_reply(SimpleNamespace(events=[SimpleNamespace(kind="heard", text="hi")], text_piece="so", wave_piece=None))
+        raise KeyboardInterrupt
+        yield
+
+    quiet = SimpleNamespace(close=lambda drain: None)
+    parts = SimpleNamespace(warm=lambda: None, models={}, speaks=SimpleNamespace(sample_rate=8000))
+    monkeypatch.setattr(talking, "assemble", lambda **_: parts)
+    monkeypatch.setattr(talking, "converse", stopped)
+    monkeypatch.setattr(audio, "microphone", lambda *_: iter(()))
+    monkeypatch.setattr(loudspeaker, "Loudspeaker", lambda rate: quiet)
+    code, out, err = viva("talk", *(["--mic"] if mic else ["a.wav"]))
+    assert code == (0 if mic else 130) and out.endswith("answer   so\n") and err == ""

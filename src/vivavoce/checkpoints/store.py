@@ -63,7 +63,9 @@ def cache_dir() -> Path:
 def row(name: str) -> WeightRow:
     """The catalogue row of a name; UnknownNameError offers the nearest."""
     if name not in SOURCES:
-        raise UnknownNameError(f"no published weights are called {name!r}{nearest(name, (*SOURCES, *SETS))}; `viva models` lists them")
+        raise UnknownNameError(
+            f"no published weights are called {name!r}{nearest(name, (*SOURCES, *SETS))}; `viva models` lists them"
+        )
     return SOURCES[name]
 
 

@@ -22,6 +22,7 @@ from vivavoce.cli.options import Settings
 from vivavoce.errors import ConfigError, VivaError
 
 VERBS = ("transcribe", "speak", "talk", "pull", "ls", "rm", "verify", "models", "inspect", "doctor", "plot")
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF)
 _HELP = """Speech to text, text to speech and spoken conversation on your own machine.
 
 First run  viva pull starter  (0.4 GB, once). Every verb explains itself:  viva VERB --help
@@ -85,9 +86,11 @@ def _flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:
             sys.exit(1)
-        raise ConfigError(
-            f"standard output cannot be written ({error.strerror}); free some space, or write elsewhere"
-        ) from error
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> ConfigError:
+    return ConfigError(f"the output cannot be written ({error.strerror}); free some space, or write elsewhere")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,6 +103,10 @@ def main(arguments: list[str] | None = None) -> None:
         with _ended_by_a_signal():
             try:
                 make_app()(args=given, prog_name="viva")
+            except OSError as error:
+                if error.errno in _NO_ROOM and error.filename is None:
+                    raise _unwritten(error) from error
+                raise
             finally:
                 _flush()
     except VivaError as error:

@@ -61,7 +61,8 @@ def speak(
     from vivavoce.audio import io
 
     io.check_format(target)
-    io.check_target(target)
+    if output is not None or as_json or not play:  # played alone it needs no file
+        io.check_target(target)
     api.set_threads(threads)
     ready = api.open_voice(voice, phonemes=phonemes, device=device)
     choice: dict[str, Any] = {"voice": speaker, "speed": speed, "generator": 0 if seed is None else seed}
