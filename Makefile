@@ -12,7 +12,7 @@ $(BIN)/viva: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[phonemes]'
 
 $(BIN)/pytest: $(BIN)/viva
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[phonemes,media,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[phonemes,media,plot,dev]'
 
 # A spoken question is answered by voice. SMALL=1 pulls 0.4 GB instead of 1.5 GB.
 talk: $(BIN)/viva
