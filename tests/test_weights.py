@@ -23,6 +23,7 @@ from vivavoce.audio.mel import mel_spectrum, whisper_scale
 from vivavoce.checkpoints import store
 from vivavoce.detect.segments import SegmentOptions, find_segments
 from vivavoce.lm.chat import ChatModel, ChatOptions, Message
+from vivavoce.nn import native
 from vivavoce.text.whisper_normalizer import EnglishNormalizer
 from vivavoce.tts.vits_voice import VITSVoice
 
@@ -160,7 +161,7 @@ def smollm2(dtype: str) -> Any:
 
 def test_smollm2_knows_a_capital() -> None:
     needs("smollm2-135m-instruct")
-    model, tokenizer = smollm2("int8")
+    model, tokenizer = smollm2("int4")
     chat = ChatModel(model, tokenizer, name="smollm2", options=ChatOptions())
     chat.warm()
     pieces = list(chat.reply([Message("user", "What is the capital of France?")]))
@@ -171,10 +172,12 @@ def test_smollm2_knows_a_capital() -> None:
 
 
 def test_smollm2_gives_the_recorded_numbers() -> None:
-    """The likeliest next words of a sentence: exact in float32, and near in int8, whose activations have 8 bits."""
+    """The likeliest next words of a sentence, as the published file gives them in float32. The pulled model differs by
+    its embedding, which is rounded; computing in 4 bits by its 8-bit activations; in int8 by both and its rows."""
     needs("smollm2-135m-instruct")
-    ids, logits = [7042, 260, 4528, 441], [17.484, 15.187, 13.168, 13.148]
-    for dtype, tolerance in (("float32", 0.02), ("int8", 2.0)):
+    ids, logits = [7042, 260, 4528, 441], [17.371, 14.889, 13.245, 12.698]
+    kernels = native.enable(store.cache_dir() / "kernels")
+    for dtype, tolerance in (("float32", 0.1), ("int4", 0.5 if kernels else 2.0), ("int8", 2.0)):
         model, tokenizer = smollm2(dtype)
         tokens = tokenizer.encode("The capital of France is")
         assert tokens == [504, 3575, 282, 4649, 314]
