@@ -66,7 +66,7 @@ def main() -> None:
         (ours(given.model) if given.peak == "ours" else theirs(given.gguf))()
         print(json.dumps({"side": given.peak, "peak_mb": peak_mb()}))
         return
-    sides = {"vivavoce int8": ours(given.model), "llama.cpp": theirs(given.gguf)}
+    sides = {"vivavoce": ours(given.model), "llama.cpp": theirs(given.gguf)}
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(given.repeats):
         for name, measure in sides.items():
