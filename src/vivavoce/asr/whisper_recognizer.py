@@ -142,7 +142,7 @@ class WhisperRecognizer:
         """Blocks as they are heard -> what is understood so far, about once in ``every`` seconds, and at last the
         whole.
 
-        Each time all that was heard is recognised anew: Whisper's windows do not stream, so this suits short speech only.
+        Each time all that was heard is recognised anew, as Whisper's windows do not stream: for short speech only.
         """
         heard, fresh = torch.zeros(0), 0
         for block in _at_hearing_rate(blocks, sample_rate):
