@@ -21,7 +21,11 @@ class Case:
         self.errors: dict[str, float] = {}
 
     def given(self, name: str) -> torch.Tensor:
-        return self.tensors[f"in.{name}"]
+        return self.tensors[f"in.{name}" if f"in.{name}" in self.tensors else name]
+
+    def wanted(self, name: str) -> torch.Tensor:
+        """A recorded output; some cases mark inputs and outputs with ``in.`` and ``out.``, others do not."""
+        return self.tensors[f"out.{name}" if f"out.{name}" in self.tensors else name]
 
     def wave(self, name: str) -> torch.Tensor:
         """A recorded int16 wave as float32 in [-1, 1]."""
@@ -29,7 +33,7 @@ class Case:
 
     def close(self, name: str, value: torch.Tensor, what: str | None = None) -> None:
         """Largest difference over the largest expected value; a shape that differs counts as infinite."""
-        wanted = self.tensors[f"out.{name}"]
+        wanted = self.wanted(name)
         self.errors[what or name] = relative(value, wanted)
 
     def equal(self, name: str, value: Any, wanted: Any) -> None:

@@ -21,6 +21,9 @@ ADAPTERS = {
     "dtw": "golden_whisper",
     "silero": "golden_silero",
     "hifigan": "golden_hifigan",
+    "glm4_voice_tokenizer": "golden_glm4_tokenizer",
+    "vita_audio": "golden_vita_audio",
+    "vita_tokenizer": "golden_vita_audio",
     "librosa": "golden_features",
 }
 ROOT = Path(os.environ.get("VIVA_GOLDEN", "/nonexistent"))

@@ -29,7 +29,7 @@ class MelFormat:
     norm: Literal["slaney", "none"] = "slaney"
     power: float = 1.0
     centre: bool = True
-    pad: Literal["reflect", "constant"] = "reflect"
+    pad: Literal["reflect", "constant", "none"] = "reflect"  # none: the caller brings the edges
     window: Literal["hann", "hamming"] = "hann"
     log: Literal["e", "10", "none"] = "e"
     floor: float = 1e-5
@@ -93,7 +93,7 @@ def spectrum(wave: Tensor, form: MelFormat) -> Tensor:
     """|STFT|^power: (B, S) -> (B, n_fft / 2 + 1, T). Uncentred formats pad (n_fft - hop) / 2 on both sides, as
     HiFi-GAN does.
     """
-    if not form.centre:
+    if not form.centre and form.pad != "none":
         side = (form.n_fft - form.hop_length) // 2
         wave = torch.nn.functional.pad(wave[:, None], (side, side), mode=form.pad)[:, 0]
     window = _window(form.window, form.win_length).to(wave)
@@ -104,7 +104,7 @@ def spectrum(wave: Tensor, form: MelFormat) -> Tensor:
         form.win_length,
         window,
         center=form.centre,
-        pad_mode=form.pad,
+        pad_mode="reflect" if form.pad == "none" else form.pad,
         return_complex=True,
     )
     if form.drop_last:

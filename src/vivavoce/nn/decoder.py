@@ -8,6 +8,7 @@ them); layouts with interleaved pairs are converted on import.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -82,14 +83,40 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, cache: KVCache, angles: tuple[Tensor, Tensor], mask: Tensor | None, span: int
     ) -> tuple[Tensor, KVCache]:
         """x (B, T, D), angles cosine and sine (B or 1, 1, T, head), mask bool (B, 1, T, span)."""
+        query, key, value = self._heads(x, angles)
+        cache = append(cache, key, value, span)
+        return self._rest(x, attend(query, cache.key[:, :, :span], cache.value[:, :, :span], mask)), cache
+
+    def teach(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """A whole text at once, without a cache: mask bool (B, 1, T, T)."""
+        query, key, value = self._heads(x, angles)
+        return self._rest(x, attend(query, key, value, mask))
+
+    def _heads(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)  # (B, H + 2G, T, head)
         turned = rotate(heads[:, : c.n_heads + c.n_kv_heads], *angles)
-        cache = append(cache, turned[:, c.n_heads :], heads[:, c.n_heads + c.n_kv_heads :], span)
-        seen = attend(turned[:, : c.n_heads], cache.key[:, :, :span], cache.value[:, :, :span], mask)
+        return turned[:, : c.n_heads], turned[:, c.n_heads :], heads[:, c.n_heads + c.n_kv_heads :]
+
+    def _rest(self, x: Tensor, seen: Tensor) -> Tensor:
         x = x + self.out(join_heads(seen))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up), cache
+        return x + self.down(F.silu(gate) * up)
+
+
+def run(
+    layers: Iterable[nn.Module], x: Tensor, state: tuple[KVCache, ...], table: Tensor, span: int, offset: int = 0
+) -> tuple[Tensor, tuple[KVCache, ...]]:
+    """T further positions (B, T, D) through layers with caches whose first slot is position ``offset`` of the text."""
+    position, length = state[0].position, x.shape[1]
+    steps = offset + position[:, None] + torch.arange(length, device=x.device)  # (B, T)
+    cosine, sine = table[:, steps][:, :, None]  # each (B, 1, T, head)
+    mask = visible(position, length, span)
+    caches = []
+    for layer, cache in zip(layers, state, strict=True):
+        x, cache = layer(x, cache, (cosine, sine), mask, span)
+        caches.append(cache)
+    return x, tuple(caches)
 
 
 class Decoder(nn.Module):
@@ -123,14 +150,8 @@ class Decoder(nn.Module):
         if native_step is not None:
             position = position + length
             return native_step, tuple([KVCache(cache.key, cache.value, position) for cache in state])
-        steps = position[:, None] + torch.arange(length, device=x.device)  # (B, T)
-        cosine, sine = self._angles(x)[:, steps][:, :, None]  # each (B, 1, T, head)
-        mask = visible(position, length, span)
-        caches = []
-        for layer, cache in zip(self.layers, state, strict=True):
-            x, cache = layer(x, cache, (cosine, sine), mask, span)
-            caches.append(cache)
-        return self.norm(x), tuple(caches)
+        x, state = run(self.layers, x, state, self.angles(x), span)
+        return self.norm(x), state
 
     def forward(self, x: Tensor) -> Tensor:
         """The whole sequence at once: step in one piece."""
@@ -156,10 +177,11 @@ class Decoder(nn.Module):
         norms: list[tuple[Tensor, Tensor]] = [(n.attention_norm.weight, n.ffn_norm.weight) for n in layers]
         return native.stack(
             (c.dim, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim), c.norm_eps, norms, linears, self.norm.weight,
-            self._angles(self.norm.weight),
+            self.angles(self.norm.weight),
         )  # fmt: skip
 
-    def _angles(self, like: Tensor) -> Tensor:
+    def angles(self, like: Tensor) -> Tensor:
+        """The rotary table (2, context, head) on the device of ``like``."""
         # a table, not a buffer: it follows from the configuration and must not depend on how weights were loaded
         if self._table is None or self._table.device != like.device:
             self._table = rope_table(self.config.context, self.config.head_dim, self.config.rope_base).to(like.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivavoce.nn.attention import attend, join_heads, split_heads
+from vivavoce.nn.attention import KVCache, append, attend, join_heads, split_heads
 
 
 class EncoderLayer(nn.Module):
@@ -26,10 +26,22 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, T, D), mask bool broadcastable to (B, H, T, T), True = may be read."""
-        query, key, value = (
-            split_heads(part, self.n_heads) for part in self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
-        )
-        x = x + self.out(join_heads(attend(query, key, value, mask)))
+        query, key, value = self._heads(x)
+        return self._rest(x, attend(query, key, value, mask))
+
+    def step(self, x: Tensor, cache: KVCache, span: int, mask: Tensor | None = None) -> tuple[Tensor, KVCache]:
+        """T further frames (B, T, D), which see one another and all ``span - T`` before them, less what ``mask`` (bool,
+        broadcastable to (B, H, T, span)) forbids."""
+        query, key, value = self._heads(x)
+        cache = append(cache, key, value, span)
+        return self._rest(x, attend(query, cache.key[:, :, :span], cache.value[:, :, :span], mask)), cache
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
+        return split_heads(query, self.n_heads), split_heads(key, self.n_heads), split_heads(value, self.n_heads)
+
+    def _rest(self, x: Tensor, seen: Tensor) -> Tensor:
+        x = x + self.out(join_heads(seen))
         return x + self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(x))))
 
 

@@ -9,6 +9,7 @@ the tables that read checkpoints: weights here are plain.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,6 +36,13 @@ from vivavoce.nn.streaming import (
 # each time. Longer ones are made in pieces of PIECE_SAMPLES, whose tensors stay in the caches.
 WHOLE_SAMPLES = 3 << 16
 PIECE_SAMPLES = 1 << 15
+
+Activation = Callable[[int], nn.Module]  # channels -> the module before a convolution of a residual block
+
+
+def leaky(channels: int) -> nn.Module:
+    """The paper's activation, the same for any number of ``channels``."""
+    return nn.LeakyReLU(0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +102,25 @@ class HiFiGANConfig:
 
 
 class ResidualUnit(nn.Module):
-    """(B, C, T) -> (B, C, T): x + convolutions of leaky ReLUs of x, two in blocks of type 1, one in type 2."""
+    """(B, C, T) -> (B, C, T): x + convolutions of activations of x, two in blocks of type 1, one in type 2.
 
-    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]):
+    An activation keeps zero at zero, as the padding of the convolutions asks.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], activation: Activation = leaky):
         super().__init__()
         self.convs = module_list(Conv1d(channels, channels, kernel_size, dilation=d) for d in dilations)
+        self.activations = module_list(activation(channels) for _ in dilations)
         first = self.convs[0]
         self.channels = channels
         self.delay = sum(conv.delay for conv in self.convs)
         self.kept = max(first.kept, self.delay + first.left)  # enough for the first window and for the residual
 
     def forward(self, x: Tensor, edges: Edges | None = None, active: Tensor | None = None) -> Tensor:
-        """``active`` is the leaky ReLU of x where the caller has it already."""
-        y = F.leaky_relu(x, 0.1) if active is None else active
-        for conv in self.convs[:-1]:
-            y = F.leaky_relu(conv(y, edges), 0.1)
+        """``active`` is the first activation of x where the caller has it already."""
+        y = self.activations[0](x) if active is None else active
+        for conv, activation in zip(self.convs[:-1], self.activations[1:], strict=True):
+            y = activation(conv(y, edges))
         return self.convs[-1](y, edges).add_(x)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
@@ -122,7 +134,7 @@ class ResidualUnit(nn.Module):
         self, x: Tensor, state: tuple[Tensor, ...], edges: Edges | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         full = join(state[0], x if edges is None else edges.clear(x))
-        y, rest = self.proceed(full, F.leaky_relu(full, 0.1), x.shape[-1], state[1:], edges)
+        y, rest = self.proceed(full, self.activations[0](full), x.shape[-1], state[1:], edges)
         return y, (last(full, self.kept), *rest)
 
     def proceed(
@@ -131,8 +143,8 @@ class ResidualUnit(nn.Module):
         """A step on raw input that has at least ``kept`` older frames before its ``frames`` new ones."""
         first, states = self.convs[0], []
         y, edges = first.valid(last(active, frames + first.kept)), behind(edges, first.delay)
-        for conv, kept in zip(self.convs[1:], state, strict=True):
-            y, kept = conv.step(F.leaky_relu(y, 0.1), kept, edges)
+        for conv, activation, kept in zip(self.convs[1:], self.activations[1:], state, strict=True):
+            y, kept = conv.step(activation(y), kept, edges)
             edges = behind(edges, conv.delay)
             states.append(kept)
         return y.add_(last(full, frames + self.delay)[..., :frames]), tuple(states)
@@ -141,10 +153,17 @@ class ResidualUnit(nn.Module):
 class ResidualBlock(nn.Module):
     """A row of units with one kernel size and growing dilations (appendix A, table 5)."""
 
-    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], block_type: Literal[1, 2]):
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        dilations: tuple[int, ...],
+        block_type: Literal[1, 2],
+        activation: Activation = leaky,
+    ):
         super().__init__()
         second = (1,) if block_type == 1 else ()
-        self.units = module_list(ResidualUnit(channels, kernel_size, (d, *second)) for d in dilations)
+        self.units = module_list(ResidualUnit(channels, kernel_size, (d, *second), activation) for d in dilations)
         self.delay = sum(unit.delay for unit in self.units)
         self.kept = self.units[0].kept
 
@@ -180,11 +199,12 @@ class MeanOfBlocks(nn.Module):
         self.delay = max(block.delay for block in blocks)
         self.kept = max(block.kept for block in blocks)
         self.waits = [Delay(self.delay - block.delay) for block in blocks]
+        self.alike = not any(True for block in blocks for _ in block.units[0].activations[0].parameters())
 
     def forward(self, x: Tensor, edges: Edges | None = None) -> Tensor:
         x = x if edges is None else edges.clear(x)
-        active = F.leaky_relu(x, 0.1)
-        return self._mean([block(x, edges, active) for block in self.blocks])
+        shared = self.blocks[0].units[0].activations[0](x) if self.alike else None
+        return self._mean([block(x, edges, shared) for block in self.blocks])
 
     def init_state(self, batch: int) -> tuple:
         raw = silence(self, batch, self.channels, self.kept)
@@ -193,9 +213,10 @@ class MeanOfBlocks(nn.Module):
 
     def step(self, x: Tensor, state: tuple, edges: Edges | None = None) -> tuple[Tensor, tuple]:
         full = join(state[0], x if edges is None else edges.clear(x))
-        active = F.leaky_relu(full, 0.1)  # once for all blocks
+        shared = self.blocks[0].units[0].activations[0](full) if self.alike else None  # once for all blocks
         outputs, states, helds = [], [], []
         for block, wait, kept, held in zip(self.blocks, self.waits, *state[1:], strict=True):
+            active = block.units[0].activations[0](full) if shared is None else shared
             y, kept = block.proceed(full, active, x.shape[-1], kept, edges)
             y, held = wait.step(y, held)
             outputs.append(y)

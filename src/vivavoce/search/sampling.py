@@ -26,15 +26,25 @@ def sample(
     logits: Tensor, recent: Sequence[int], options: SamplingOptions, generator: torch.Generator | None = None
 ) -> int:
     """logits (V,) -> the chosen id. Draws come from ``generator``."""
+    if options.temperature <= 0:
+        return int(penalised(logits, recent, options).argmax())
+    return int(torch.multinomial(probabilities(logits, recent, options), 1, generator=generator))
+
+
+def penalised(logits: Tensor, recent: Sequence[int], options: SamplingOptions) -> Tensor:
+    """The logits (V,) with those of recent tokens pushed down."""
     if options.repetition_penalty != 1.0 and recent:
         ids = torch.tensor(sorted(set(recent[-options.window :])))
         values = logits[ids]
         logits = logits.index_copy(
             0, ids, torch.where(values > 0, values / options.repetition_penalty, values * options.repetition_penalty)
         )
-    if options.temperature <= 0:
-        return int(logits.argmax())
-    logits = logits / options.temperature
+    return logits
+
+
+def probabilities(logits: Tensor, recent: Sequence[int], options: SamplingOptions) -> Tensor:
+    """logits (V,) -> what a token is drawn from (V,): penalty, temperature, top-k, top-p, in that order."""
+    logits = penalised(logits, recent, options) / options.temperature
     if options.top_k:
         least = torch.topk(logits, min(options.top_k, logits.numel())).values[-1]
         logits = logits.masked_fill(logits < least, float("-inf"))
@@ -43,7 +53,7 @@ def sample(
         odds = ordered.softmax(-1)
         beyond = odds.cumsum(-1) - odds >= options.top_p  # the most likely token always stays
         logits = logits.index_fill(0, order[beyond], float("-inf"))
-    return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+    return logits.softmax(-1)
 
 
 def period(tokens: Sequence[int], longest: int = 16, repeats: int = 4) -> int:

@@ -54,7 +54,7 @@ OPENAI = Layout(
 )
 
 
-def _transformers_block(theirs: str, ours: str) -> tuple[Row, ...]:
+def transformers_block(theirs: str, ours: str) -> tuple[Row, ...]:
     names = ("q_proj", "k_proj", "v_proj")
     return (
         Row(f"{theirs}.self_attn_layer_norm.{{w}}", f"{ours}.attention_norm.{{w}}"),
@@ -77,12 +77,12 @@ TRANSFORMERS = Layout(
     (
         Row("model.encoder.conv{n}.{w}", "encoder.conv{n}.{w}"),
         Row("model.encoder.embed_positions.weight", "encoder.positions"),
-        *_transformers_block("model.encoder.layers.{i}", "encoder.stack.layers.{i}"),
+        *transformers_block("model.encoder.layers.{i}", "encoder.stack.layers.{i}"),
         Row("model.encoder.layer_norm.{w}", "encoder.stack.norm.{w}"),
         Row("model.decoder.embed_tokens.weight", ("decoder.embedding.weight", "decoder.head.weight"), Tie()),
         Row("proj_out.weight", None, Drop("a second copy of the token embedding")),
         Row("model.decoder.embed_positions.weight", "decoder.positions"),
-        *_transformers_block("model.decoder.layers.{i}", "decoder.layers.{i}"),
+        *transformers_block("model.decoder.layers.{i}", "decoder.layers.{i}"),
         Row("model.decoder.layers.{i}.encoder_attn_layer_norm.{w}", "decoder.layers.{i}.cross_norm.{w}"),
         Row("model.decoder.layers.{i}.encoder_attn.q_proj.{w}", "decoder.layers.{i}.cross_query.{w}"),
         Row(

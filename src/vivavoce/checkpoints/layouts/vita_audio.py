@@ -1,0 +1,41 @@
+"""VITA-Audio's published layout: Qwen2 keys, the modules' decoder layers counted on behind the backbone's."""
+
+from __future__ import annotations
+
+from vivavoce.checkpoints.rules import Join, Layout, Row
+
+
+def transformers(n_layers: int, n_modules: int, n_heads: int, n_kv_heads: int) -> Layout:
+    """The table for a file of ``n_layers`` backbone layers and ``n_modules`` modules."""
+    rows = [Row("model.embed_tokens.weight", "embedding.weight"), Row("model.norm.weight", "decoder.norm.weight"),
+            Row("lm_head.weight", "head.weight")]  # fmt: skip
+    for layer in range(n_layers):
+        rows += _layer(f"model.layers.{layer}", f"decoder.layers.{layer}", n_heads, n_kv_heads)
+    for module in range(n_modules):
+        rows += _layer(f"model.layers.{n_layers + module}", f"modules_.{module}.layer", n_heads, n_kv_heads)
+        rows += [
+            Row(f"mtp_projs.{module}.weight", f"modules_.{module}.project.weight"),
+            Row(f"mtp_embed_norms.{module}.weight", f"modules_.{module}.embed_norm.weight"),
+            Row(f"mtp_hidden_norms.{module}.weight", f"modules_.{module}.hidden_norm.weight"),
+        ]
+    signature = ("model.embed_tokens.weight", *(("mtp_projs.0.weight",) if n_modules else ()))
+    return Layout("vita_audio, transformers", signature, tuple(rows))
+
+
+def _layer(theirs: str, ours: str, n_heads: int, n_kv_heads: int) -> list[Row]:
+    return [
+        Row(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight"),
+        Row(
+            tuple(f"{theirs}.self_attn.{name}_proj.{{w}}" for name in "qkv"),
+            f"{ours}.qkv.{{w}}",
+            Join(0, (n_heads, n_kv_heads, n_kv_heads)),
+        ),
+        Row(f"{theirs}.self_attn.o_proj.weight", f"{ours}.out.weight"),
+        Row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.ffn_norm.weight"),
+        Row(
+            (f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight"),
+            f"{ours}.gate_up.weight",
+            Join(0),
+        ),
+        Row(f"{theirs}.mlp.down_proj.weight", f"{ours}.down.weight"),
+    ]

@@ -1,0 +1,233 @@
+"""VITA-Audio (Long et al. 2025, arXiv 2505.03739): a text model whose first pass already yields speech tokens.
+
+A Qwen2 decoder over a vocabulary of text and speech tokens (the backbone) is followed by a chain of K small modules
+(multiple cross-modal token prediction). Module k reads the states of its predecessor and writes one token further:
+
+    backbone   h0 = norm(layers(E(x)))                                          predicts x[j+1] from x[..j]
+    module k   u[j] = project([embed_norm E(x[j]), hidden_norm h(k)[j-1]])
+               h(k+1) = norm(layer(u))                                          predicts x[j+1], j > k
+
+Embedding, final norm and head are shared by all; each module owns its two norms, projection and one decoder layer.
+Seen from token j, module k knows the backbone's state of k+1 tokens ago and every token since: one backbone pass and K
+module passes write K+1 tokens. Bricks: nn/decoder.py. Who writes which token is a matter of the schedule
+(vita_audio_writing.py); prompts are in vita_audio_prompts.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.nn.attention import KVCache, init_cache
+from vivavoce.nn.decoder import Decoder, DecoderConfig, DecoderLayer, RMSNorm, run
+from vivavoce.nn.streaming import module_list
+
+
+@dataclass(frozen=True, kw_only=True)
+class VITAAudioConfig:
+    """The backbone's sizes, the vocabulary, and the number of modules (0, 1 or 10 as published)."""
+
+    decoder: DecoderConfig
+    vocab_size: int
+    modules: int
+    module_loss: float = 1.0  # weight of the modules' mean loss beside the backbone's
+
+    @classmethod
+    def published(cls, modules: int = 10) -> VITAAudioConfig:
+        """VITA-Audio-Boost and -Balance: Qwen2.5-7B and ten modules, 10,317,912,576 parameters."""
+        decoder = DecoderConfig(
+            dim=3584, n_layers=28, n_heads=28, n_kv_heads=4, head_dim=128, ffn_dim=18_944, context=32_768,
+            rope_base=1e6, norm_eps=1e-6, qkv_bias=True,
+        )  # fmt: skip
+        return cls(decoder=decoder, vocab_size=168_072, modules=modules)
+
+    @classmethod
+    def nano(cls, vocab_size: int, modules: int = 10) -> VITAAudioConfig:
+        """Small enough to be trained on two processor cores."""
+        decoder = DecoderConfig(
+            dim=192, n_layers=5, n_heads=4, n_kv_heads=2, head_dim=48, ffn_dim=512, context=1024, norm_eps=1e-6,
+            qkv_bias=True,
+        )  # fmt: skip
+        return cls(decoder=decoder, vocab_size=vocab_size, modules=modules)
+
+    @classmethod
+    def tiny(cls) -> VITAAudioConfig:
+        """Two layers of width 24 and three modules: for tests."""
+        decoder = DecoderConfig(
+            dim=24, n_layers=2, n_heads=3, n_kv_heads=1, head_dim=8, ffn_dim=40, context=128, qkv_bias=True
+        )
+        return cls(decoder=decoder, vocab_size=61, modules=3)
+
+    def with_modules(self, modules: int) -> VITAAudioConfig:
+        """The same backbone with another number of modules."""
+        return replace(self, modules=modules)
+
+
+class Module(nn.Module):
+    """One module of the chain, without what it shares with the backbone."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.embed_norm = RMSNorm(config.dim, config.norm_eps)
+        self.hidden_norm = RMSNorm(config.dim, config.norm_eps)
+        self.project = nn.Linear(2 * config.dim, config.dim, bias=False)
+        self.layer = DecoderLayer(config)
+
+    def join(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """Embeddings and the predecessor's states, both (B, T, D), to the layer's input (B, T, D)."""
+        return self.project(torch.cat([self.embed_norm(embedded), self.hidden_norm(hidden)], dim=-1))
+
+
+@dataclass(frozen=True)
+class VITAAudioState:
+    """Caches of the backbone's layers and of each module; ``hidden``: for each module the states (B, n, D) of its
+    predecessor that it has not read yet."""
+
+    backbone: tuple[KVCache, ...]
+    modules: tuple[KVCache, ...]
+    hidden: tuple[Tensor, ...]
+
+
+class VITAAudio(nn.Module):
+    """Backbone and modules. Nothing here samples or knows which token is speech."""
+
+    def __init__(self, config: VITAAudioConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.decoder.dim)
+        self.decoder = Decoder(config.decoder)
+        self.modules_ = module_list(Module(config.decoder) for _ in range(config.modules))
+        self.head = nn.Linear(config.decoder.dim, config.vocab_size, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    # ----------------------------------------------------------------------------------------- one step further
+    def init_state(self, batch: int, capacity: int | None = None) -> VITAAudioState:
+        """Empty caches of ``capacity`` positions (default: the context)."""
+        c = self.config.decoder
+        room = min(capacity or c.context, c.context)
+        like = self.decoder.norm.weight
+        return VITAAudioState(
+            backbone=self.decoder.init_state(batch, room),
+            modules=tuple(init_cache(batch, c.n_kv_heads, room, c.head_dim, like) for _ in self.modules_),
+            hidden=tuple(like.new_zeros(batch, 0, c.dim) for _ in self.modules_),
+        )
+
+    def step(self, tokens: Tensor, state: VITAAudioState, span: int | None = None) -> tuple[Tensor, VITAAudioState]:
+        """A backbone pass: (B, T) further tokens -> normed states (B, T, D); the state given is consumed."""
+        hidden, backbone = self.decoder.step(self.embedding(tokens), state.backbone, span)
+        return hidden, replace(state, backbone=backbone, hidden=_added(state.hidden, 0, hidden))
+
+    def draft(
+        self, number: int, tokens: Tensor, state: VITAAudioState, span: int | None = None
+    ) -> tuple[Tensor, VITAAudioState]:
+        """A pass of module ``number`` over its next T tokens (B, T) -> states (B, T, D); the state given is consumed.
+
+        The first token a module reads is the one with index ``number + 1``. Its predecessor must have passed the token
+        before each of them. ``span``: tokens the module will have read after the pass, if the caller knows.
+        """
+        module, length = self.modules_[number], tokens.shape[1]
+        cache, waiting = state.modules[number], state.hidden[number]
+        if waiting.shape[1] < length:
+            raise ValueError(f"module {number} has {waiting.shape[1]} states of its predecessor, not {length}")
+        if span is None:
+            span = int(cache.position.max()) + length
+        x = module.join(self.embedding(tokens), waiting[:, :length])
+        table = self.decoder.angles(x)
+        x, (cache,) = run([module.layer], x, (cache,), table, span, offset=number + 1)
+        x = self.decoder.norm(x)
+        modules = (*state.modules[:number], cache, *state.modules[number + 1 :])
+        left = (*state.hidden[:number], waiting[:, length:], *state.hidden[number + 1 :])
+        return x, replace(state, modules=modules, hidden=_added(left, number + 1, x))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """States (..., D) -> logits (..., V)."""
+        return self.head(hidden)
+
+    # ----------------------------------------------------------------------------------------- teacher forcing
+    def teach(self, tokens: Tensor, positions: Tensor | None = None, *, detach: bool = False) -> list[Tensor]:
+        """States of the backbone and of every module, each (B, T, D) aligned to the token read last: all predict x[j+1]
+        at j.
+
+        tokens (B, T). ``positions`` (B, T) restart at 0 with every document packed into a row; module k's states mean
+        something only where positions > k. ``detach`` keeps gradients of the modules out of backbone and embeddings.
+        """
+        c = self.config.decoder
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        document = (positions == 0).cumsum(1)
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        mask = (document[:, :, None] == document[:, None]) & (index <= index[:, None])  # (B, T, T)
+        table = self.decoder.angles(self.decoder.norm.weight)
+        cosine, sine = table[:, positions.clamp_max(c.context - 1)][:, :, None]
+        embedded = x = self.embedding(tokens)
+        for layer in self.decoder.layers:
+            x = layer.teach(x, (cosine, sine), mask[:, None])
+        hidden = self.decoder.norm(x)
+        states = [hidden]
+        if detach:
+            embedded, hidden = embedded.detach(), hidden.detach()
+        own = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        for number, module in enumerate(self.modules_):
+            # a token too early for this module sees itself only, so that no row of the softmax is empty
+            mask = mask & ((positions > number)[:, None] | own)
+            x = module.join(embedded, F.pad(hidden, (0, 0, 1, -1)))
+            hidden = self.decoder.norm(module.layer.teach(x, (cosine, sine), mask[:, None]))
+            states.append(hidden)
+        return states
+
+    def loss_terms(
+        self, tokens: Tensor, labels: Tensor, positions: Tensor | None = None, *, detach: bool = False
+    ) -> dict[str, Tensor]:
+        """Cross-entropies: ``main`` of the backbone, ``modules`` (K,) of each module.
+
+        tokens, labels (B, T): the label of a token is itself where it is to be learned and -100 elsewhere.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        states = self.teach(tokens, positions, detach=detach)
+        wanted = F.pad(labels[:, 1:], (0, 1), value=-100)
+        next_document = F.pad(positions[:, 1:], (0, 1)) == 0  # what follows belongs to another text
+        wanted = wanted.masked_fill(next_document, -100)
+        losses = []
+        for number, hidden in enumerate(states):
+            learned = (wanted >= 0) & (positions >= number)
+            losses.append(F.cross_entropy(self.head(hidden[learned]).float(), wanted[learned]))
+        main, rest = losses[0], losses[1:]
+        return {"main": main, "modules": torch.stack(rest) if rest else main.new_zeros(0)}
+
+
+def _added(hidden: tuple[Tensor, ...], number: int, further: Tensor) -> tuple[Tensor, ...]:
+    """The waiting states with further ones for module ``number``, if there is such a module."""
+    if number >= len(hidden):
+        return hidden
+    return (*hidden[:number], torch.cat([hidden[number], further], dim=1), *hidden[number + 1 :])
+
+
+# ------------------------------------------------------------------------------------------------- stages (section 3.3)
+def begin_module(model: VITAAudio) -> None:
+    """Stage 2: the first module's layer is a copy of the backbone's last, its projection random."""
+    with torch.no_grad():
+        model.modules_[0].layer.load_state_dict(model.decoder.layers[-1].state_dict())
+        nn.init.normal_(model.modules_[0].project.weight, std=0.02)
+        for norm in (model.modules_[0].embed_norm, model.modules_[0].hidden_norm):
+            nn.init.ones_(norm.weight)
+
+
+def copy_module(model: VITAAudio) -> None:
+    """Stage 3: every module begins as a copy of the first."""
+    for module in model.modules_[1:]:
+        module.load_state_dict(model.modules_[0].state_dict())
+
+
+def freeze_backbone(model: VITAAudio, frozen: bool = True) -> None:
+    """Stages 2 and 3 train modules only; stage 4 everything."""
+    model.requires_grad_(not frozen)
+    for module in model.modules_:
+        module.requires_grad_(True)

@@ -1,0 +1,219 @@
+"""Who writes which token of a VITA-Audio answer: the schedules of arXiv 2505.03739, section 3.2, and one that looks.
+
+A mode is a list (M1, m1, M2, m2, ...): M1 tokens by the backbone, m1 by modules 0, 1, ..., and so on, the last pair for
+ever. :func:`write_scheduled` follows it blindly, as the authors' code does. :func:`write_by_grammar` reads it as "after
+how many tokens of speech must the backbone look again" and lets the grammar of answers decide the rest: text is always
+written by the backbone, speech by modules while the mode allows, only tokens that may stand in a place can be chosen,
+and the answer ends at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioState
+from vivavoce.dialogue.vita_audio_prompts import VITATokens
+from vivavoce.errors import ConfigError, nearest
+from vivavoce.search.sampling import SamplingOptions, sample
+
+MODES: dict[str, tuple[int, ...]] = {
+    "vanilla": (8192, 0),
+    "balance": (1, 4, 3, 8, 4, 10),
+    "boost": (1, 10, 4, 10),
+    "turbo": (1, 10),
+}
+
+
+def mode_named(name: str) -> tuple[int, ...]:
+    """The list of a mode; ConfigError offers the nearest name."""
+    if name not in MODES:
+        raise ConfigError(f"no mode is called {name!r}{nearest(name, MODES)}; use one of {', '.join(MODES)}")
+    return MODES[name]
+
+
+@dataclass
+class Writer:
+    """One text that grows: its tokens, the model's state, and how far backbone and modules have read it.
+
+    ``passes`` counts backbone calls, ``drafts`` module calls.
+    """
+
+    model: VITAAudio
+    state: VITAAudioState
+    tokens: list[int] = field(default_factory=list)
+    read: int = 0  # tokens the backbone has passed
+    drafted: list[int] = field(default_factory=list)  # index of each module's next token
+    passes: int = 0
+    drafts: int = 0
+
+    @classmethod
+    def begin(cls, model: VITAAudio, capacity: int | None = None) -> Writer:
+        return cls(model, model.init_state(1, capacity), drafted=[n + 1 for n in range(len(model.modules_))])
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Put tokens behind the text; nothing is computed yet."""
+        room = self.state.backbone[0].key.shape[2]
+        if len(self.tokens) + len(tokens) > room:
+            raise ConfigError(
+                f"the text grows to {len(self.tokens) + len(tokens)} tokens and the model reads at most {room}; "
+                "give shorter sound or text"
+            )
+        self.tokens += tokens
+
+    def backbone(self) -> Tensor:
+        """Let the backbone read what it has not read -> logits (V,) of the next token."""
+        new = torch.tensor([self.tokens[self.read :]])
+        hidden, self.state = self.model.step(new, self.state, len(self.tokens))
+        self.read, self.passes = len(self.tokens), self.passes + 1
+        return self.model.logits(hidden[0, -1])
+
+    def module(self, number: int) -> Tensor:
+        """Let a module read what it has not read -> logits (V,) of the next token."""
+        hidden = self._draft(number)
+        return self.model.logits(hidden[0, -1])
+
+    def prefill(self) -> None:
+        """Let the backbone and every module read what there is."""
+        if self.read < len(self.tokens):
+            new = torch.tensor([self.tokens[self.read :]])
+            _, self.state = self.model.step(new, self.state, len(self.tokens))
+            self.read, self.passes = len(self.tokens), self.passes + 1
+        for number, index in enumerate(self.drafted):
+            if index < len(self.tokens):
+                self._draft(number)
+
+    def _draft(self, number: int) -> Tensor:
+        first = self.drafted[number]
+        new = torch.tensor([self.tokens[first:]])
+        hidden, self.state = self.model.draft(number, new, self.state, len(self.tokens) - number - 1)
+        self.drafted[number], self.drafts = len(self.tokens), self.drafts + 1
+        return hidden
+
+
+@dataclass(frozen=True)
+class Written:
+    """A token and who wrote it: None the backbone, else the module's number."""
+
+    token: int
+    module: int | None
+
+
+def slots(mode: Sequence[int]) -> Iterator[bool]:
+    """For each token to come: may a module write it?"""
+    pair = 0
+    while True:
+        for count, by_module in ((mode[pair], False), (mode[pair + 1], True)):
+            for _ in range(count):
+                yield by_module
+        pair = min(pair + 2, len(mode) - 2)
+
+
+def write_scheduled(
+    writer: Writer, mode: Sequence[int], limit: int, *, stop: Collection[int] = (),
+    options: SamplingOptions | None = None, generator: torch.Generator | None = None,
+) -> Iterator[Written]:  # fmt: skip
+    """Up to ``limit`` tokens by the mode's list alone; the token that stops is written too.
+
+    A module slot beyond the last module falls to the backbone, and the slot after that begins at module 0 again.
+    """
+    options, number = options or SamplingOptions(), 0
+    for _, by_module in zip(range(limit), slots(mode), strict=False):
+        drafting = by_module and number < len(writer.drafted)
+        logits = writer.module(number) if drafting else writer.backbone()
+        token = sample(logits, writer.tokens, options, generator)
+        writer.add([token])
+        yield Written(token, number if drafting else None)
+        number = number + 1 if drafting else 0
+        if token in stop:
+            return
+
+
+class Grammar:
+    """Which tokens may follow: text, then a block of speech, in turns, and the end after a block.
+
+    ``speaking`` False: text only (a transcript). ``turns``: how many text tokens a turn has at most, the last for ever.
+    """
+
+    def __init__(self, tokens: VITATokens, vocab_size: int, *, speaking: bool, interleave: Sequence[int]):
+        self.tokens, self.speaking = tokens, speaking
+        self.turns = [interleave[i] for i in range(0, len(interleave), 2)]
+        self.turn = self.in_turn = self.in_block = 0
+        self.in_audio = self.done = False
+        text = torch.zeros(vocab_size, dtype=torch.bool)
+        text[tokens.text_ids.start : tokens.text_ids.stop] = True
+        audio = torch.zeros(vocab_size, dtype=torch.bool)
+        audio[tokens.first_code : tokens.first_code + tokens.codes] = True
+        self._masks = {}
+        for name, mask, extra in (
+            ("text first", text, [tokens.end]),  # after a block: more text, or the end
+            ("text", text, [tokens.begin_audio] if speaking else [tokens.end]),
+            ("turn over", torch.zeros_like(text), [tokens.begin_audio]),
+            ("audio first", audio, []),
+            ("audio", audio, [tokens.end_audio]),
+        ):
+            self._masks[name] = mask.clone()
+            self._masks[name][extra] = True
+
+    @property
+    def place(self) -> str:
+        """What is expected next, in a word."""
+        if self.in_audio:
+            return "audio" if self.in_block else "audio first"
+        if not self.speaking:
+            return "text"
+        if self.in_turn == 0:
+            return "text first" if self.turn else "text"
+        return "turn over" if self.in_turn >= self.turns[min(self.turn, len(self.turns) - 1)] else "text"
+
+    def allowed(self) -> Tensor:
+        """bool (V,): the tokens that may stand here."""
+        return self._masks[self.place]
+
+    def take(self, token: int) -> None:
+        """Move past a token."""
+        if token == self.tokens.end:
+            self.done = True
+        elif token == self.tokens.begin_audio:
+            self.in_audio, self.in_block = True, 0
+        elif token == self.tokens.end_audio:
+            self.in_audio, self.in_turn, self.turn = False, 0, self.turn + 1
+        elif self.in_audio:
+            self.in_block += 1
+        else:
+            self.in_turn += 1
+
+
+def write_by_grammar(
+    writer: Writer, grammar: Grammar, mode: Sequence[int], limit: int, *,
+    options: SamplingOptions | None = None, generator: torch.Generator | None = None,
+) -> Iterator[Written]:  # fmt: skip
+    """Up to ``limit`` tokens until the answer ends. Text is never drafted.
+
+    Modules write a run of speech tokens, at most as many as the mode's pair says; then the next pair begins: its
+    backbone tokens (of speech, or of text if the block has ended), then its run.
+    """
+    options, modules = options or SamplingOptions(), len(writer.drafted)
+    pair, number, look, left = 0, 0, 0, mode[1]
+    for _ in range(limit):
+        allowed = grammar.allowed()
+        speech = grammar.in_audio or grammar.place == "turn over"
+        spent = left == 0 or number == modules
+        if (speech and not look and spent) or (number and not speech):
+            pair = min(pair + 2, len(mode) - 2)
+            number, look, left = 0, mode[pair], mode[pair + 1]
+        drafting = speech and not look and writer.read > 0
+        logits = writer.module(number) if drafting else writer.backbone()
+        token = sample(logits.masked_fill(~allowed, float("-inf")), writer.tokens, options, generator)
+        grammar.take(token)
+        writer.add([token])
+        yield Written(token, number if drafting else None)
+        if drafting:
+            number, left = number + 1, left - 1
+        else:
+            look = max(0, look - 1)
+        if grammar.done:
+            return

@@ -1,0 +1,229 @@
+"""Train the small speech tokenizer: the first four layers of Whisper base, made block-causal, with a codebook.
+
+As GLM-4-Voice's paper does (arXiv 2412.02612, section 2.1): a quantised bottleneck of 12.5 codes a second inside a
+recogniser, trained with the recogniser's loss and a codebook that follows running means. Here the recogniser's upper
+half is small: the codes are spread to 50 frames a second and spelled with CTC.
+
+    codes' rows (B, N, D) -> linear to 4 frames a code -> two convolutions -> letters (B, 4N, 29) -> CTC
+
+The first codebook is k-means over the untrained network's pooled states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.asr.whisper import Whisper
+from vivavoce.checkpoints.native import save_native
+from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
+from vivavoce.nn.vector_quantizer import CodebookUpkeep, k_means
+from vivavoce.train.loop import Schedule
+from vivavoce.train.utterances import Batches, Utterances, pad
+
+LETTERS = " 'abcdefghijklmnopqrstuvwxyz"  # 0 is CTC's blank
+COMMIT = 2.5  # commitment 0.25 x scale 10, as published
+
+
+class Speller(nn.Module):
+    """Rows of codes (B, N, D) to letters (B, 4N, 29)."""
+
+    def __init__(self, dim: int, width: int = 192, frames: int = 4):
+        super().__init__()
+        self.spread = nn.Linear(dim, frames * width)
+        self.convs = nn.ModuleList([nn.Conv1d(width, width, 5, padding=2) for _ in range(2)])
+        self.out = nn.Linear(width, 1 + len(LETTERS))
+        self.frames = frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.spread(x)).unflatten(-1, (self.frames, -1)).flatten(1, 2).transpose(1, 2)
+        for conv in self.convs:
+            y = y + F.gelu(conv(y))
+        return self.out(y.transpose(1, 2))
+
+
+@dataclass
+class Item:
+    """One utterance of one set."""
+
+    corpus: Utterances
+    number: int
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return self.corpus.rows[self.number]
+
+
+class TokenizerRecipe:
+    """``corpus``: a folder of sets as the recipe spoken_corpus writes them. ``pretrained``: start from Whisper."""
+
+    name = "glm4_tokenizer"
+
+    def __init__(
+        self, corpus: Path, config: GLM4TokenizerConfig, whisper: Whisper | None, *, seed: int = 0,
+        schedule: Schedule | None = None, budget_s: float = 40.0, rate: float = 1e-4,
+    ):  # fmt: skip
+        self.seed, self.rate, self.budget_s = seed, rate, budget_s
+        self.schedule = schedule or Schedule(steps=1500, evaluate_every=250, save_every=100)
+        self.config, self.pretrained = config, whisper is not None
+        sets = {path.parent.name: Utterances(path.parent) for path in sorted(corpus.glob("*/index.jsonl"))
+                if (path.parent / "done.json").exists() and path.parent.name != "heldout"}  # fmt: skip
+        torch.manual_seed(seed)
+        tokenizer = GLM4Tokenizer(config)
+        if whisper is not None:
+            start_from_whisper(tokenizer, whisper)
+        self.train_items = items(sets, "train")
+        self.dev_items = {name: items({name: part}, "dev")[:60] for name, part in sets.items()}
+        self.batches = Batches([item.row["samples"] for item in self.train_items], round(budget_s * 16_000), seed)
+        tokenizer.codebook.weight.data = self._first_codebook(tokenizer)
+        self.model = nn.ModuleDict(
+            {
+                "tokenizer": tokenizer,
+                "upkeep": CodebookUpkeep(tokenizer.codebook),
+                "speller": Speller(config.dim),
+            }
+        )
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"config": vars(self.config), "pretrained": self.pretrained, "rate": self.rate,
+                "budget_s": self.budget_s, "steps": self.schedule.steps}  # fmt: skip
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        tokenizer, fast = self.model["tokenizer"], list(self.model["speller"].parameters())
+        slow = [p for name, p in tokenizer.named_parameters() if not name.startswith("codebook")]
+        tokenizer.get_parameter("codebook.weight").requires_grad_(False)
+        groups = [{"params": slow, "lr": self.rate}, {"params": fast, "lr": 1e-3}]
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        chosen = [self.train_items[i] for i in self.batches[step]]
+        wave, lengths = pad([item.corpus.wave(item.number) for item in chosen])
+        wave = vary(wave)
+        tokenizer, upkeep = self.model["tokenizer"], self.model["upkeep"]
+        with torch.autocast("cpu", torch.bfloat16):
+            pooled, real = pooled_states(tokenizer, wave, lengths)
+        pooled = pooled.float()
+        rows, codes, commit = tokenizer.codebook.straight_through(pooled[real])
+        restarted = upkeep.update(tokenizer.codebook, pooled[real].detach(), codes)
+        mixed = pooled.clone()
+        mixed[real] = rows
+        spelled = self._ctc(mixed, lengths, [item.row["text"] for item in chosen])
+        used = torch.bincount(codes, minlength=self.config.codes) > 0
+        return {"loss": spelled + COMMIT * commit, "ctc": spelled, "commit": commit, "restarted": restarted,
+                "used": used.float().mean()}  # fmt: skip
+
+    def _ctc(self, rows: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.model["speller"](rows)
+        frames = 4 * -(-lengths // self.config.samples_per_code)
+        targets = [torch.tensor([1 + LETTERS.index(letter) for letter in text if letter in LETTERS]) for text in texts]
+        sizes = torch.tensor([len(target) for target in targets])
+        losses = F.ctc_loss(
+            logits.float().log_softmax(-1).transpose(0, 1), torch.cat(targets), frames, sizes, reduction="none",
+            zero_infinity=True,
+        )  # fmt: skip
+        return losses.sum() / sizes.sum()
+
+    def evaluate(self) -> dict[str, float]:
+        figures, tokenizer = {}, self.model["tokenizer"]
+        for name, chosen in self.dev_items.items():
+            wrong = total = 0
+            for item in chosen:
+                wave = item.corpus.wave(item.number)[None]
+                codes = tokenizer(wave).values[:, 0]
+                letters = self.model["speller"](tokenizer.codebook.embed(codes))[0].argmax(-1)
+                wanted = item.row["text"].split()
+                wrong += edits(read(letters), wanted)
+                total += len(wanted)
+            if total:
+                figures[f"wer_{name}"] = 100 * wrong / total
+        return figures
+
+    def sample(self, folder: Path, step: int) -> None:
+        """Nothing to hear: what it learns are numbers."""
+
+    def finish(self, folder: Path) -> None:
+        """Write the tokenizer as a model folder."""
+        save_native(folder, "glm4_tokenizer", self.config, self.model["tokenizer"].state_dict())
+
+    @torch.inference_mode()
+    def _first_codebook(self, tokenizer: GLM4Tokenizer, seconds: float = 1500.0) -> Tensor:
+        found, total = [], 0.0
+        for number in torch.randperm(len(self.train_items)).tolist():
+            item = self.train_items[number]
+            wave = item.corpus.wave(item.number)[None]
+            pooled, real = pooled_states(tokenizer, wave, torch.tensor([wave.shape[1]]))
+            found.append(pooled[real])
+            total += wave.shape[1] / 16_000
+            if total > seconds:
+                break
+        return k_means(torch.cat(found), self.config.codes).clone()
+
+
+def start_from_whisper(tokenizer: GLM4Tokenizer, whisper: Whisper) -> None:
+    """Copy convolutions, positions and the lower layers. Causal padding delays every frame by one, so positions move
+    along."""
+    encoder = whisper.encoder
+    with torch.no_grad():
+        for ours, theirs in ((tokenizer.conv1, encoder.conv1), (tokenizer.conv2, encoder.conv2)):
+            ours.weight.copy_(theirs.weight)
+            if ours.bias is not None and theirs.bias is not None:
+                ours.bias.copy_(theirs.bias)
+        tokenizer.positions[1:].copy_(encoder.positions[:-1])
+        tokenizer.positions[0].copy_(encoder.positions[0])
+        for layer, source in zip(tokenizer.layers, encoder.stack.layers, strict=False):
+            layer.load_state_dict(source.state_dict())
+
+
+def pooled_states(tokenizer: GLM4Tokenizer, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded waves (B, S) -> states before quantisation (B, N, D), and which are real (B, N)."""
+    per = tokenizer.config.samples_per_code
+    wave = F.pad(wave, (0, -wave.shape[1] % per))
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        mel = tokenizer.mel(wave)
+    pooled = tokenizer.features(mel, -(-lengths // 320))
+    return pooled, torch.arange(pooled.shape[1]) < (-(-lengths // per))[:, None]
+
+
+def vary(wave: Tensor) -> Tensor:
+    """Random level (8 dB either way) and a little noise, a row."""
+    gain = 10 ** ((torch.rand(len(wave), 1) * 16 - 8) / 20)
+    noise = torch.randn_like(wave) * 10 ** (-2.2 - 2 * torch.rand(len(wave), 1))
+    return (wave * gain + noise).clamp(-1, 1)
+
+
+def items(sets: Mapping[str, Utterances], split: str) -> list[Item]:
+    """Utterances with a transcript, of one split, up to 15 s long."""
+    found = []
+    for part in sets.values():
+        fits = part.select(split, lambda row: bool(row.get("text")) and 4_000 <= row["samples"] <= 240_000)
+        found += [Item(part, number) for number in fits]
+    return found
+
+
+def read(letters: Tensor) -> list[str]:
+    """CTC's best path to words."""
+    merged = torch.unique_consecutive(letters).tolist()
+    return "".join(LETTERS[letter - 1] for letter in merged if letter).split()
+
+
+def edits(got: list[str], wanted: list[str]) -> int:
+    """Word edits between two sequences (Levenshtein)."""
+    row = list(range(len(got) + 1))
+    for i, want in enumerate(wanted, 1):
+        before, row[0] = row[0], i
+        for j, have in enumerate(got, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (want != have))
+    return row[-1]
+
+
+def tiny(corpus: Path) -> TokenizerRecipe:
+    """Two layers of width 16 from scratch, twenty steps."""
+    config = replace(GLM4TokenizerConfig.tiny(), context=1500)
+    return TokenizerRecipe(corpus, config, None, schedule=Schedule(steps=20, evaluate_every=10), budget_s=4.0, rate=1e-3)

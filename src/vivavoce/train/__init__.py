@@ -1,0 +1,1 @@
+"""Training: one visible loop (:mod:`~vivavoce.train.loop`) that recipes fill."""

@@ -1,0 +1,87 @@
+"""Recorded utterances on disk as recipes write them, and batches of similar length drawn from a seed.
+
+A set is a folder with ``waves.i16`` (16 kHz mono, int16 little-endian, one utterance after the other) and
+``index.jsonl`` (one object an utterance: ``offset`` and ``samples`` in samples, ``text``, ``split``, ...).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivavoce.errors import ConfigError
+
+SAMPLE_RATE = 16_000
+
+
+class Utterances:
+    """One set, mapped into memory."""
+
+    def __init__(self, folder: Path):
+        try:
+            with (folder / "index.jsonl").open(encoding="utf-8") as file:
+                self.rows: list[dict[str, Any]] = [json.loads(line) for line in file]
+        except OSError as error:
+            raise ConfigError(f"{folder} holds no corpus: make it with the recipe spoken_corpus") from error
+        self._waves = np.memmap(folder / "waves.i16", dtype="<i2", mode="r") if self.rows else np.zeros(0, "<i2")
+
+    def wave(self, number: int) -> Tensor:
+        """(S,) float32 in [-1, 1]."""
+        row = self.rows[number]
+        piece = self._waves[row["offset"] : row["offset"] + row["samples"]]
+        return torch.from_numpy(piece.astype(np.float32) / 32768)
+
+    def select(self, split: str, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[int]:
+        """Numbers of the utterances of a split that ``keep`` wants."""
+        return [i for i, row in enumerate(self.rows) if row["split"] == split and keep(row)]
+
+
+def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Waves (S,) to (B, S) and their lengths (B,)."""
+    lengths = torch.tensor([len(wave) for wave in waves])
+    return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths
+
+
+class Batches:
+    """Endless batches of item numbers whose padded size stays under a budget, the same for the same seed.
+
+    ``sizes`` are the lengths of the items. An epoch visits every item once: shuffled, sorted by length within pools,
+    cut where the padded size would pass the budget, shuffled again.
+    """
+
+    def __init__(self, sizes: Sequence[int], budget: int, seed: int, pool: int = 512):
+        if not sizes:
+            raise ConfigError("there is nothing to draw batches from; make the corpus first")
+        self.sizes, self.budget, self.seed, self.pool = np.asarray(sizes), budget, seed, pool
+        self._starts, self._epochs = [0], list[list[list[int]]]()
+
+    def __getitem__(self, step: int) -> list[int]:
+        while step >= self._starts[-1]:
+            epoch = self._epoch(len(self._epochs))
+            self._epochs.append(epoch)
+            self._starts.append(self._starts[-1] + len(epoch))
+        epoch = int(np.searchsorted(self._starts, step, side="right")) - 1
+        return self._epochs[epoch][step - self._starts[epoch]]
+
+    def _epoch(self, number: int) -> list[list[int]]:
+        random = np.random.default_rng((self.seed, number))
+        order = random.permutation(len(self.sizes))
+        batches: list[list[int]] = []
+        for first in range(0, len(order), self.pool):
+            part = order[first : first + self.pool]
+            part = part[np.argsort(self.sizes[part], kind="stable")]
+            batch: list[int] = []
+            for item in part.tolist():
+                if batch and int(self.sizes[item]) * (len(batch) + 1) > self.budget:
+                    batches.append(batch)
+                    batch = []
+                batch.append(item)
+            batches.append(batch)
+        random.shuffle(batches)
+        return batches
