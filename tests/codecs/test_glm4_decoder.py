@@ -16,7 +16,7 @@ from vivavoce.checkpoints.rules import export_weights, import_weights
 from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig, GLM4DecoderState, time_noise
 from vivavoce.codecs.glm4_decoder_stream import ReferenceStream, continuing
 from vivavoce.errors import ConfigError
-from vivavoce.nn.flow_matching import cosine_schedule, euler, euler_times, straight_path
+from vivavoce.nn.flow_matching import cosine_schedule, euler, euler_times, straight_path, toward
 from vivavoce.nn.relative import align, distances
 from vivavoce.nn.sliding import slide, window_mask
 
@@ -196,7 +196,7 @@ def test_gradients_reach_every_parameter(config: GLM4DecoderConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [CAUSAL, WHOLE], ids=["causal", "published"])
-def test_the_loss_is_the_error_of_the_velocity(config: GLM4DecoderConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_the_error_of_what_is_predicted(config: GLM4DecoderConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(config)
     tokens, noise = drawn(model, 2, 8)
     _, mel = drawn(model, 2, 8, seed=1)
@@ -205,7 +205,7 @@ def test_the_loss_is_the_error_of_the_velocity(config: GLM4DecoderConfig, monkey
 
     def off_by_two(x: Tensor, time: Tensor, lengths: Tensor | None = None) -> Tensor:
         seen.append((x, time))
-        return mel - noise + 2.0
+        return (mel if config.predicts == "data" else mel - noise) + 2.0
 
     monkeypatch.setattr(model.unet, "forward", off_by_two)
     loss = model.loss_terms(tokens, mel, noise=noise, time=time, lengths=lengths)["flow"]
@@ -335,6 +335,14 @@ def test_calls_keep_back_cross_fade_and_continue_the_source() -> None:
     close(again[..., 1:35], second[..., :34] * rise + first[..., 34:] * fall)
 
 
+def test_a_first_call_with_nothing_to_give_is_refused() -> None:
+    flow = made(WHOLE)
+    stream = ReferenceStream(flow, continuing(Echo(), counting))
+    tokens, noise = drawn(flow, 1, 5)
+    with pytest.raises(ConfigError, match="more than 5"):
+        stream.step(tokens, stream.init_state(), noise)
+
+
 # ---------------------------------------------------------------------------------------------------- parts
 
 
@@ -354,6 +362,8 @@ def test_euler_follows_a_straight_path_exactly() -> None:
     assert times[0] == 0 and times[-1] == 1 and bool((times.diff().diff() > 0).all())
     _, velocity = straight_path(noise, data, torch.tensor([0.4]))
     torch.testing.assert_close(euler(lambda x, time, n: velocity, noise, 4), data, atol=1e-5, rtol=1e-5)
+    found = euler(lambda x, time, n: toward(data, x, time), noise, 4)
+    torch.testing.assert_close(found, data, atol=1e-5, rtol=1e-5)
 
 
 def test_scores_by_distance_are_put_at_their_keys() -> None:

@@ -19,6 +19,7 @@ from vivavoce.asr.whisper import Whisper
 from vivavoce.catalogue import CATALOGUE, reference
 from vivavoce.checkpoints.layouts import llama as llama_layouts
 from vivavoce.checkpoints.rules import Layout
+from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig
 from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.nn.hifigan import HiFiGAN, HiFiGANConfig
@@ -153,10 +154,30 @@ def _whisper() -> Stream:
                   lambda tokens: model.decoder(tokens, memory(tokens.shape[0])), grows=True)  # fmt: skip
 
 
+def _glm4_decoder() -> Stream:
+    """The causal form; noise is a function of the token, so that it moves with the input."""
+    model = tiny("glm4_decoder")
+    assert isinstance(model, GLM4Decoder)
+
+    def noisy(tokens: Tensor) -> Tensor:
+        return tokens.repeat_interleave(model.frames(1), dim=1)[:, None].float().sin().expand(-1, 6, -1)
+
+    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        mel, state = model.step(tokens, state, noisy(tokens))
+        return mel.transpose(1, 2), state
+
+    def draw(batch: int, ticks: int, seed: int) -> Tensor:
+        return torch.randint(32, (batch, ticks), generator=torch.Generator().manual_seed(seed))
+
+    return Stream(model, draw, model.init_state, step, None,
+                  lambda tokens: model(tokens, noisy(tokens)).transpose(1, 2))  # fmt: skip
+
+
 STREAMS: dict[str, Callable[[], Stream]] = {
     "silero": _silero,
     "hifigan": _hifigan,
     "vits": _vits,
+    "glm4_decoder": _glm4_decoder,
     "llama": _llama,
     "whisper": _whisper,
 }
@@ -188,6 +209,8 @@ def layouts() -> Iterator[tuple[str, Layout, Callable[[], nn.Module]]]:
 def _holder(stem: str, table: Layout) -> nn.Module:
     if stem == "silero":
         return randomised(Silero(SileroConfig.narrowband() if "8 kHz" in table.name else SileroConfig()))
+    if stem == "glm4_decoder":
+        return randomised(GLM4Decoder(GLM4DecoderConfig.tiny()))
     if stem == "hifigan":
         return randomised(HiFiGAN(hifigan_config(2 if table.name.endswith("2") else 1)))
     if stem == "vits":

@@ -18,6 +18,7 @@ from vivavoce.asr import Recognizer, Transcript
 from vivavoce.asr.whisper import Whisper
 from vivavoce.catalogue import CATALOGUE, System, reference
 from vivavoce.checkpoints.native import build, open_native, save_native
+from vivavoce.codecs.glm4_decoder import GLM4Decoder
 from vivavoce.config import from_dict, to_dict
 from vivavoce.detect import Detector
 from vivavoce.detect.silero import Silero
@@ -54,6 +55,8 @@ SIZES = {
     ("hifigan", "v1"): 13_926_017,
     ("hifigan", "v2"): 925_985,
     ("hifigan", "v3"): 1_462_273,
+    ("glm4_decoder", "published"): 111_166_208,
+    ("glm4_decoder", "nano"): 1_907_728,
     ("llama", "smollm2-135m"): 134_515_008,
     ("llama", "qwen2.5-0.5b"): 494_032_768,
     ("llama", "qwen2.5-1.5b"): 1_543_714_304,
@@ -188,6 +191,10 @@ def _loss(model: nn.Module) -> Tensor:
         return F.binary_cross_entropy(model(noise(2, 256 * 6)), torch.tensor([[0.0, 1.0] * 3] * 2))
     if isinstance(model, HiFiGAN):
         return model(noise(2, 6, 8)).square().mean()
+    if isinstance(model, GLM4Decoder):
+        mel, start = noise(2, 6, 30), noise(2, 6, 30, seed=1)
+        terms = model.loss_terms(torch.arange(20).view(2, 10), mel, noise=start, time=torch.tensor([0.2, 0.7]))
+        return terms["flow"]
     assert isinstance(model, VITS)
     terms = model.loss_terms(
         torch.arange(18).view(2, 9), torch.tensor([9, 6]), noise(2, 9, 20).abs(), torch.tensor([20, 14]),

@@ -4,6 +4,7 @@ own way to stream both. Waves are made from the recorded source: the reference's
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.parity import golden_hift
 from tests.parity.compare import relative
 from vivavoce.checkpoints.layouts.glm4_decoder import PUBLISHED
 from vivavoce.checkpoints.read import open_checkpoint
-from vivavoce.checkpoints.rules import import_weights
+from vivavoce.checkpoints.rules import export_weights, import_weights
 from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig
 from vivavoce.codecs.glm4_decoder_stream import ReferenceStream
 from vivavoce.vocoders.hift import HiFT
@@ -33,6 +34,17 @@ def load(case_dir: Path) -> GLM4Decoder:
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     model.load_state_dict(import_weights(PUBLISHED, weights, shapes))
     return model
+
+
+def names(path: Path) -> dict[str, float]:
+    """Every published name and shape (a JSON file) is read once, every parameter filled, and all are written back."""
+    shapes = json.loads(path.read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        ours = GLM4Decoder(GLM4DecoderConfig.published()).state_dict()
+        theirs = {name: torch.empty(shape) for name, shape in shapes.items()}
+    read = import_weights(PUBLISHED, theirs, {key: tuple(value.shape) for key, value in ours.items()})
+    written = {name: list(value.shape) for name, value in export_weights(PUBLISHED, ours).items()}
+    return {"flow names": float(read.keys() != ours.keys() or written != shapes)}
 
 
 def check(case_dir: Path) -> dict[str, float]:

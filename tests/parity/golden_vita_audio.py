@@ -3,7 +3,6 @@ training records, and names and shapes at the published sizes."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -134,19 +133,3 @@ def _clips_in(content: str) -> tuple[str, list[list[int]]]:
 
     pattern = r"<\|begin_of_audio\|>(?:<\|audio_\d+\|>)*<\|end_of_audio\|>"
     return re.sub(pattern, take, content), clips
-
-
-def check_layout(folder: Path) -> dict[str, float]:
-    """Names and shapes of the published sizes, on the meta device."""
-    case, errors = Case(folder), dict[str, float]()
-    del case
-    for name, modules in (("boost", 10), ("stage2", 1), ("stage1", 0)):
-        shapes = json.loads((folder / f"vita_audio_{name}.json").read_text(encoding="utf-8"))
-        config = VITAAudioConfig.published(modules)
-        with torch.device("meta"):
-            ours = {key: tuple(value.shape) for key, value in VITAAudio(config).state_dict().items()}
-            theirs = {key: torch.empty(shape) for key, shape in shapes.items()}
-        c = config.decoder
-        import_weights(transformers(c.n_layers, modules, c.n_heads, c.n_kv_heads), theirs, ours)
-        errors[name] = 0.0
-    return errors

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from vivavoce.errors import ConfigError
 from vivavoce.recipes import spoken_corpus as corpus
 from vivavoce.recipes.spoken_domain import DIGITS, answer_to, split_of
 
@@ -223,3 +224,10 @@ def test_speakers_of_training_are_listed_without_the_held_out_voice(tmp_path: Pa
 
 def make_row(row: corpus.Row) -> corpus.Made:
     return [(tone(0.01), row)]
+
+
+def test_two_corpora_are_not_mixed(tmp_path: Path) -> None:
+    corpus.settle(tmp_path, {"seed": 0, "scale": 1.0})
+    corpus.settle(tmp_path, {"seed": 0, "scale": 1.0})
+    with pytest.raises(ConfigError, match="choose another folder"):
+        corpus.settle(tmp_path, {"seed": 1, "scale": 1.0})

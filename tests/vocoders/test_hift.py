@@ -52,7 +52,7 @@ def test_sizes():
     assert (nano.hop_length, nano.config.sample_rate) == (256, 16_000) and nano.lookahead <= 8
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=7), seed=st.integers(0, 5))
 @torch.inference_mode()
 def test_any_cutting_gives_the_offline_wave(sizes, seed):

@@ -9,7 +9,9 @@ Two forms by configuration. As published everything looks at the whole sequence,
 mel that is already there as a condition (``codecs/glm4_decoder_stream.py`` is the reference's own loop). With
 ``causal`` every layer reads a window of the past and the token's own frames: a stream gives exactly what
 :meth:`GLM4Decoder.forward` gives, nothing withheld, at constant work a token. Each Euler step then has a U-Net state of
-its own, and noise belongs to a frame of the stream (:func:`time_noise`), not to a call.
+its own, and noise belongs to a frame of the stream (:func:`time_noise`), not to a call. The small sizes also let the
+U-Net name the mel itself, from which the velocity follows: a network that is hardly wider than the noise it would have
+to pass on learns that sooner (Li & He 2025, arXiv 2511.13720, section 3).
 
 Bricks: nn/relative.py, nn/unet.py, nn/sliding.py, nn/flow_matching.py, nn/streaming.py.
 """
@@ -19,14 +21,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import ConfigError
-from vivavoce.nn.flow_matching import cosine_schedule, euler, guided, straight_path
+from vivavoce.nn.flow_matching import cosine_schedule, euler, guided, straight_path, toward
 from vivavoce.nn.relative import RelativeEncoder, block_mask
 from vivavoce.nn.sliding import stream_mask, window_mask
 from vivavoce.nn.streaming import Conv1d, module_list, whole
@@ -42,7 +44,8 @@ class GLM4DecoderConfig:
     """Sizes; the defaults are the published ones.
 
     ``block``: tokens that see one another in the encoder. ``guidance``: how far to move away from the direction without
-    conditions. ``window`` (frames) and ``token_window`` (tokens): how far back the causal form reads, 0 in the other.
+    conditions. ``predicts``: what the U-Net gives. ``window`` (frames) and ``token_window`` (tokens): how far back the
+    causal form reads, 0 in the other.
     """
 
     vocab_size: int = 16_384
@@ -64,6 +67,7 @@ class GLM4DecoderConfig:
     unet_ffn_dim: int = 1024
     guidance: float = 0.7
     steps: int = 10
+    predicts: Literal["velocity", "data"] = "velocity"
     causal: bool = False
     window: int = 0
     token_window: int = 0
@@ -98,8 +102,8 @@ class GLM4DecoderConfig:
     def tiny_causal(cls) -> GLM4DecoderConfig:
         """The causal form of :meth:`tiny`, 3 frames a token."""
         return replace(
-            cls.tiny(), block=1, speaker_dim=0, channels=(16,), sample_rate=9600, guidance=0.0, steps=2, causal=True,
-            window=6, token_window=4,
+            cls.tiny(), block=1, speaker_dim=0, channels=(16,), sample_rate=9600, guidance=0.0, steps=2,
+            predicts="data", causal=True, window=6, token_window=4,
         )  # fmt: skip
 
     @classmethod
@@ -108,7 +112,7 @@ class GLM4DecoderConfig:
         return cls(
             vocab_size=1024, dim=128, n_heads=4, ffn_dim=256, n_layers=2, block=1, speaker_dim=0, sample_rate=16_000,
             channels=(96,), n_blocks=2, n_mid_blocks=2, unet_heads=3, unet_head_dim=32, unet_ffn_dim=192, guidance=0.0,
-            steps=4, causal=True, window=60, token_window=25,
+            steps=4, predicts="data", causal=True, window=60, token_window=25,
         )  # fmt: skip
 
 
@@ -237,7 +241,8 @@ class GLM4Decoder(nn.Module):
         prompt_frames: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Conditional flow matching (Lipman et al. 2023, equation 23): the mean squared error of the velocity.
+        """Conditional flow matching (Lipman et al. 2023, equation 23) as ``{"flow": ()}``: mean squared error of the
+        velocity, or of the mel where the U-Net predicts that: the same error, weighed by (1 - flow time) squared.
 
         tokens (B, L), mel and noise (B, M, frames(L)), ``lengths`` (B,) real tokens. ``time`` (B,) is uniform in
         [0, 1]; the cosine schedule is applied here. For the published recipe: ``prompt_frames`` (B,) frames of the mel
@@ -256,7 +261,8 @@ class GLM4Decoder(nn.Module):
             given = given * keep[:, None, None].to(given.dtype)
         time = cosine_schedule(time)
         x, velocity = straight_path(noise, mel, time)
-        error = (self.unet(join_channels(x, given), time, real).float() - velocity.float()) ** 2
+        target = mel if self.config.predicts == "data" else velocity
+        error = (self.unet(join_channels(x, given), time, real).float() - target.float()) ** 2
         edges = whole(real)
         if edges is None or real is None:
             return {"flow": error.mean()}
@@ -282,11 +288,14 @@ class GLM4Decoder(nn.Module):
     def _velocity(self, x: Tensor, time: Tensor, _: int, *, given: Tensor, real: Tensor | None) -> Tensor:
         strength = self.config.guidance
         if not strength:
-            return self.unet(join_channels(x, given), time.expand(x.shape[0]), real)
+            return self._direction(self.unet(join_channels(x, given), time.expand(x.shape[0]), real), x, time)
         both = join_channels(x.repeat(2, 1, 1), torch.cat([given, torch.zeros_like(given)]))
         real = None if real is None else real.repeat(2)
         told, untold = self.unet(both, time.expand(2 * x.shape[0]), real).chunk(2)
-        return guided(told, untold, strength)
+        return self._direction(guided(told, untold, strength), x, time)
+
+    def _direction(self, predicted: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        return toward(predicted, x, time) if self.config.predicts == "data" else predicted
 
     # ----------------------------------------------------------------------------------------------------- streaming
     def init_state(self, batch: int, *, speaker: Tensor | None = None, steps: int | None = None) -> GLM4DecoderState:
@@ -317,7 +326,7 @@ class GLM4Decoder(nn.Module):
         def velocity(x: Tensor, time: Tensor, n: int) -> Tensor:
             y, after = self.unet.step(join_channels(x, given), time.expand(x.shape[0]), state.flows[n], mask)
             flows.append(after)
-            return y
+            return self._direction(y, x, time)
 
         mel = euler(velocity, noise, len(state.flows))
         return mel, GLM4DecoderState(state.position + n_tokens, encoder, smoother, tuple(flows), state.speaker)

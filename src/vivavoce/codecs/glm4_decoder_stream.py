@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.codecs.glm4_decoder import GLM4Decoder
+from vivavoce.errors import ConfigError
 
 OVERLAP_TOKENS = 5  # of speech whose mel is kept back for the cross-fade
 
@@ -89,8 +90,11 @@ class ReferenceStream:
         """Further tokens (B, L) and noise (B, M, ``frames``) -> (wave (B, S), mel (B, M, T), state).
 
         The mel returned is what the vocoder heard, the frame it heard last time in front. All but the ``final`` call
-        keep back ``overlap`` frames, and the samples of the last frame, which comes again.
+        keep back ``overlap`` frames, and the samples of the last frame, which comes again. ConfigError for a first call
+        that is not final and has nothing beyond what is kept back.
         """
+        if not final and state.tokens.shape[1] + tokens.shape[1] <= OVERLAP_TOKENS:
+            raise ConfigError(f"the first piece of a stream needs more than {OVERLAP_TOKENS} tokens: give more at once")
         every = torch.cat([state.tokens, tokens], dim=1)
         known = state.mel if state.mel.shape[-1] else None
         mel = self.flow(every, noise, prompt_mel=known, steps=steps)[..., state.mel.shape[-1] :]
@@ -108,5 +112,5 @@ class ReferenceStream:
     def _cross_fade(self, mel: Tensor, kept: Tensor) -> Tensor:
         """The first frames of ``mel`` rise while the last of those kept back fall."""
         rise, fall = self.fade.to(mel).chunk(2)
-        head = mel[..., : self.overlap] * rise + kept[..., -self.overlap :] * fall
+        head = mel[..., : self.overlap] * rise + kept * fall
         return torch.cat([head, mel[..., self.overlap :]], dim=-1)

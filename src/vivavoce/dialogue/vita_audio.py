@@ -34,6 +34,7 @@ class VITAAudioConfig:
     vocab_size: int
     modules: int
     module_loss: float = 1.0  # weight of the modules' mean loss beside the backbone's
+    module_reads: int | None = None  # tokens before the answer that modules read; None: all, as published
 
     @classmethod
     def published(cls, modules: int = 10) -> VITAAudioConfig:
@@ -51,7 +52,7 @@ class VITAAudioConfig:
             dim=192, n_layers=5, n_heads=4, n_kv_heads=2, head_dim=48, ffn_dim=512, context=1024, norm_eps=1e-6,
             qkv_bias=True,
         )  # fmt: skip
-        return cls(decoder=decoder, vocab_size=vocab_size, modules=modules)
+        return cls(decoder=decoder, vocab_size=vocab_size, modules=modules, module_reads=4)
 
     @classmethod
     def tiny(cls) -> VITAAudioConfig:
@@ -125,12 +126,14 @@ class VITAAudio(nn.Module):
         return hidden, replace(state, backbone=backbone, hidden=_added(state.hidden, 0, hidden))
 
     def draft(
-        self, number: int, tokens: Tensor, state: VITAAudioState, span: int | None = None
+        self, number: int, tokens: Tensor, first: int, state: VITAAudioState, span: int | None = None
     ) -> tuple[Tensor, VITAAudioState]:
-        """A pass of module ``number`` over its next T tokens (B, T) -> states (B, T, D); the state given is consumed.
+        """A pass of module ``number`` over T further tokens (B, T), the first with index ``first`` in the text
+        -> states (B, T, D); the state given is consumed.
 
-        The first token a module reads is the one with index ``number + 1``. Its predecessor must have passed the token
-        before each of them. ``span``: tokens the module will have read after the pass, if the caller knows.
+        Its predecessor must have passed the token before each of them, so the earliest index of module 0 is 1, and each
+        module begins one later than the one before. ``span``: tokens the module will have read after the pass, if the
+        caller knows.
         """
         module, length = self.modules_[number], tokens.shape[1]
         cache, waiting = state.modules[number], state.hidden[number]
@@ -139,8 +142,7 @@ class VITAAudio(nn.Module):
         if span is None:
             span = int(cache.position.max()) + length
         x = module.join(self.embedding(tokens), waiting[:, :length])
-        table = self.decoder.angles(x)
-        x, (cache,) = run([module.layer], x, (cache,), table, span, offset=number + 1)
+        x, (cache,) = run([module.layer], x, (cache,), self.decoder.angles(x), span, offset=first - span + length)
         x = self.decoder.norm(x)
         modules = (*state.modules[:number], cache, *state.modules[number + 1 :])
         left = (*state.hidden[:number], waiting[:, length:], *state.hidden[number + 1 :])
@@ -150,35 +152,45 @@ class VITAAudio(nn.Module):
         """States (..., D) -> logits (..., V)."""
         return self.head(hidden)
 
+    def skip(self, count: int, state: VITAAudioState) -> VITAAudioState:
+        """Forget the oldest ``count`` states that wait for module 0 (``module_reads``)."""
+        return replace(state, hidden=(state.hidden[0][:, count:], *state.hidden[1:]))
+
     # ----------------------------------------------------------------------------------------- teacher forcing
-    def teach(self, tokens: Tensor, positions: Tensor | None = None, *, detach: bool = False) -> list[Tensor]:
+    def teach(
+        self, tokens: Tensor, positions: Tensor | None = None, starts: Tensor | None = None, *, detach: bool = False
+    ) -> list[Tensor]:
         """States of the backbone and of every module, each (B, T, D) aligned to the token read last: all predict x[j+1]
         at j.
 
         tokens (B, T). ``positions`` (B, T) restart at 0 with every document packed into a row; module k's states mean
-        something only where positions > k. ``detach`` keeps gradients of the modules out of backbone and embeddings.
+        something only where positions > k. ``starts`` (B,), for rows of one document: modules see the text from there
+        on only, and their states are those of the rows' :func:`window`. ``detach`` keeps gradients of the modules out
+        of backbone and embeddings.
         """
-        c = self.config.decoder
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        document = (positions == 0).cumsum(1)
-        index = torch.arange(tokens.shape[1], device=tokens.device)
-        mask = (document[:, :, None] == document[:, None]) & (index <= index[:, None])  # (B, T, T)
         table = self.decoder.angles(self.decoder.norm.weight)
-        cosine, sine = table[:, positions.clamp_max(c.context - 1)][:, :, None]
+        angles = _angles(table, positions)
+        mask = _causal(positions)
         embedded = x = self.embedding(tokens)
         for layer in self.decoder.layers:
-            x = layer.teach(x, (cosine, sine), mask[:, None])
+            x = layer.teach(x, angles, mask)
         hidden = self.decoder.norm(x)
         states = [hidden]
         if detach:
             embedded, hidden = embedded.detach(), hidden.detach()
-        own = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        if starts is not None:
+            embedded, hidden = window(embedded, starts), window(hidden, starts)
+            angles = _angles(table, window(positions, starts))
+            positions = torch.arange(embedded.shape[1], device=tokens.device).expand(embedded.shape[:2])
+            mask = _causal(positions)
+        own = torch.eye(embedded.shape[1], dtype=torch.bool, device=tokens.device)
         for number, module in enumerate(self.modules_):
             # a token too early for this module sees itself only, so that no row of the softmax is empty
-            mask = mask & ((positions > number)[:, None] | own)
-            x = module.join(embedded, F.pad(hidden, (0, 0, 1, -1)))
-            hidden = self.decoder.norm(module.layer.teach(x, (cosine, sine), mask[:, None]))
+            mask = mask & ((positions > number)[:, None, None] | own)
+            x = module.join(embedded, F.pad(hidden, (0, 0, 1, -1))).to(embedded.dtype)
+            hidden = self.decoder.norm(module.layer.teach(x, angles, mask))
             states.append(hidden)
         return states
 
@@ -187,20 +199,58 @@ class VITAAudio(nn.Module):
     ) -> dict[str, Tensor]:
         """Cross-entropies: ``main`` of the backbone, ``modules`` (K,) of each module.
 
-        tokens, labels (B, T): the label of a token is itself where it is to be learned and -100 elsewhere.
+        tokens, labels (B, T): the label of a token is itself where it is to be learned and -100 elsewhere. With
+        ``module_reads``, rows hold one document each.
         """
+        losses = [
+            F.cross_entropy(self.head(hidden).float(), wanted)
+            for hidden, wanted in self.learned(tokens, labels, positions, detach=detach)
+        ]
+        main, rest = losses[0], losses[1:]
+        return {"main": main, "modules": torch.stack(rest) if rest else main.new_zeros(0)}
+
+    def learned(
+        self, tokens: Tensor, labels: Tensor, positions: Tensor | None = None, *, detach: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For the backbone and each module: the states (N, D) from which a label is to be predicted, and the labels
+        (N,)."""
+        starts = None
+        if self.config.module_reads is not None:
+            starts = ((labels >= 0).int().argmax(1) - self.config.module_reads).clamp_min(0)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        states = self.teach(tokens, positions, detach=detach)
+        states = self.teach(tokens, positions, starts, detach=detach)
         wanted = F.pad(labels[:, 1:], (0, 1), value=-100)
         next_document = F.pad(positions[:, 1:], (0, 1)) == 0  # what follows belongs to another text
         wanted = wanted.masked_fill(next_document, -100)
-        losses = []
+        pairs = []
         for number, hidden in enumerate(states):
-            learned = (wanted >= 0) & (positions >= number)
-            losses.append(F.cross_entropy(self.head(hidden[learned]).float(), wanted[learned]))
-        main, rest = losses[0], losses[1:]
-        return {"main": main, "modules": torch.stack(rest) if rest else main.new_zeros(0)}
+            if number == 1 and starts is not None:
+                inside = torch.arange(hidden.shape[1], device=tokens.device) < (tokens.shape[1] - starts)[:, None]
+                wanted = window(wanted, starts).masked_fill(~inside, -100)
+                positions = torch.arange(hidden.shape[1], device=tokens.device).expand_as(wanted)
+            chosen = (wanted >= 0) & (positions >= number)
+            pairs.append((hidden[chosen], wanted[chosen]))
+        return pairs
+
+
+def window(x: Tensor, starts: Tensor) -> Tensor:
+    """The part of each row of x (B, T, ...) from its own start on: (B, T', ...), short rows repeat their last column."""
+    columns = x.shape[1] - int(starts.min())
+    index = (starts[:, None] + torch.arange(columns, device=x.device)).clamp_max(x.shape[1] - 1)
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+def _causal(positions: Tensor) -> Tensor:
+    """bool (B, 1, T, T): a token reads itself and what came before it in its own document."""
+    document = (positions == 0).cumsum(1)
+    index = torch.arange(positions.shape[1], device=positions.device)
+    return ((document[:, :, None] == document[:, None]) & (index <= index[:, None]))[:, None]
+
+
+def _angles(table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    cosine, sine = table[:, positions.clamp_max(table.shape[1] - 1)][:, :, None]
+    return cosine, sine
 
 
 def _added(hidden: tuple[Tensor, ...], number: int, further: Tensor) -> tuple[Tensor, ...]:

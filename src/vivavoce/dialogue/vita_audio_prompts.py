@@ -91,11 +91,14 @@ class VITATokens:
         """``<|im_end|>`` and a line break."""
         return [self.end, *self.tokenizer.encode("\n")]
 
+    def _turn(self, message: Message, clips: list[Sequence[int]]) -> list[int]:
+        return [self.start, *self.content(f"{message.role}\n{message.content}", clips), *self.close()]
+
     def prompt(self, messages: Sequence[Message], clips: Sequence[Sequence[int]] = ()) -> list[int]:
         """Token ids up to where the assistant begins."""
         left, ids = list(clips), list[int]()
         for message in messages:
-            ids += [self.start, *self.content(f"{message.role}\n{message.content}", left), *self.close()]
+            ids += self._turn(message, left)
         if left:
             raise ConfigError(f"{len(left)} clips have no place in the messages; mark each place with {CLIP}")
         return ids + self.open("assistant")
@@ -110,7 +113,7 @@ class VITATokens:
         left, ids, labels = list(clips), list[int](), list[int]()
         for number, message in enumerate(messages):
             if message.role != "assistant":
-                part = [*self.open(message.role), *self.content(message.content, left), *self.close()]
+                part = self._turn(message, left)
                 ids, labels = ids + part, labels + [-100] * len(part)
                 continue
             head = self.open("assistant")

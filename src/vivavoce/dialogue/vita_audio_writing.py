@@ -39,7 +39,8 @@ def mode_named(name: str) -> tuple[int, ...]:
 class Writer:
     """One text that grows: its tokens, the model's state, and how far backbone and modules have read it.
 
-    ``passes`` counts backbone calls, ``drafts`` module calls.
+    ``passes`` counts backbone calls, ``drafts`` module calls. Where modules read only the end of what they answer to
+    (``module_reads``), :meth:`begin_answer` says where the answer begins.
     """
 
     model: VITAAudio
@@ -47,6 +48,7 @@ class Writer:
     tokens: list[int] = field(default_factory=list)
     read: int = 0  # tokens the backbone has passed
     drafted: list[int] = field(default_factory=list)  # index of each module's next token
+    begun: int = 1  # index of the first token that module 0 reads
     passes: int = 0
     drafts: int = 0
 
@@ -64,6 +66,13 @@ class Writer:
             )
         self.tokens += tokens
 
+    def begin_answer(self) -> None:
+        """The prompt is complete, though its end may not be read yet: modules that read only so much of it begin here."""
+        reads = self.model.config.module_reads
+        if reads is not None:
+            self.begun = max(0, len(self.tokens) - reads) + 1
+            self.drafted = [self.begun + number for number in range(len(self.drafted))]
+
     def backbone(self) -> Tensor:
         """Let the backbone read what it has not read -> logits (V,) of the next token."""
         new = torch.tensor([self.tokens[self.read :]])
@@ -77,19 +86,26 @@ class Writer:
         return self.model.logits(hidden[0, -1])
 
     def prefill(self) -> None:
-        """Let the backbone and every module read what there is."""
+        """Let the backbone read what there is, and the modules too where they read everything."""
         if self.read < len(self.tokens):
             new = torch.tensor([self.tokens[self.read :]])
             _, self.state = self.model.step(new, self.state, len(self.tokens))
             self.read, self.passes = len(self.tokens), self.passes + 1
+        reads = self.model.config.module_reads
+        if reads is not None and self.drafted:
+            self.state = self.model.skip(max(0, self.state.hidden[0].shape[1] - reads), self.state)
+            return
         for number, index in enumerate(self.drafted):
             if index < len(self.tokens):
                 self._draft(number)
 
     def _draft(self, number: int) -> Tensor:
-        first = self.drafted[number]
+        first, begun = self.drafted[number], self.begun + number
+        if number == 0:  # the oldest state that waits belongs to the token before the first, or to one not wanted
+            waiting = self.read - self.state.hidden[0].shape[1]
+            self.state = self.model.skip(first - 1 - waiting, self.state)
         new = torch.tensor([self.tokens[first:]])
-        hidden, self.state = self.model.draft(number, new, self.state, len(self.tokens) - number - 1)
+        hidden, self.state = self.model.draft(number, new, first, self.state, len(self.tokens) - begun)
         self.drafted[number], self.drafts = len(self.tokens), self.drafts + 1
         return hidden
 

@@ -6,7 +6,8 @@ half is small: the codes are spread to 50 frames a second and spelled with CTC.
 
     codes' rows (B, N, D) -> linear to 4 frames a code -> two convolutions -> letters (B, 4N, 29) -> CTC
 
-The first codebook is k-means over the untrained network's pooled states.
+The first codebook is k-means over the untrained network's pooled states. For the first ``frozen`` steps only the
+speller learns: gradients from a speller that knows nothing would push the states onto a few codes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vivavoce.train.loop import Schedule
 from vivavoce.train.utterances import Batches, Utterances, pad
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"  # 0 is CTC's blank
-COMMIT = 2.5  # commitment 0.25 x scale 10, as published
+COMMIT = 0.25  # the published scale of 10 on top lets the states of so small a corpus collapse onto few codes
 
 
 class Speller(nn.Module):
@@ -67,9 +68,9 @@ class TokenizerRecipe:
 
     def __init__(
         self, corpus: Path, config: GLM4TokenizerConfig, whisper: Whisper | None, *, seed: int = 0,
-        schedule: Schedule | None = None, budget_s: float = 40.0, rate: float = 1e-4,
+        schedule: Schedule | None = None, budget_s: float = 40.0, rate: float = 5e-5, frozen: int = 200,
     ):  # fmt: skip
-        self.seed, self.rate, self.budget_s = seed, rate, budget_s
+        self.seed, self.rate, self.budget_s, self.frozen = seed, rate, budget_s, frozen
         self.schedule = schedule or Schedule(steps=1500, evaluate_every=250, save_every=100)
         self.config, self.pretrained = config, whisper is not None
         sets = {path.parent.name: Utterances(path.parent) for path in sorted(corpus.glob("*/index.jsonl"))
@@ -92,7 +93,7 @@ class TokenizerRecipe:
 
     def settings(self) -> Mapping[str, Any]:
         return {"config": vars(self.config), "pretrained": self.pretrained, "rate": self.rate,
-                "budget_s": self.budget_s, "steps": self.schedule.steps}  # fmt: skip
+                "budget_s": self.budget_s, "frozen": self.frozen, "steps": self.schedule.steps}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
         tokenizer, fast = self.model["tokenizer"], list(self.model["speller"].parameters())
@@ -106,11 +107,13 @@ class TokenizerRecipe:
         wave, lengths = pad([item.corpus.wave(item.number) for item in chosen])
         wave = vary(wave)
         tokenizer, upkeep = self.model["tokenizer"], self.model["upkeep"]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(step >= self.frozen):
             pooled, real = pooled_states(tokenizer, wave, lengths)
         pooled = pooled.float()
         rows, codes, commit = tokenizer.codebook.straight_through(pooled[real])
-        restarted = upkeep.update(tokenizer.codebook, pooled[real].detach(), codes)
+        restarted = torch.tensor(0)
+        if step >= self.frozen:
+            restarted = upkeep.update(tokenizer.codebook, pooled[real].detach(), codes)
         mixed = pooled.clone()
         mixed[real] = rows
         spelled = self._ctc(mixed, lengths, [item.row["text"] for item in chosen])

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Engine
 from vivavoce.errors import CheckpointError
 
 # How text is cut before merging, by the name that GGUF files carry (tokenizer.ggml.pre).
-_QWEN2_PATTERN = (
+QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CONTROL_TOKEN = 3  # the GGUF type of tokens such as <|im_start|>
@@ -55,7 +55,7 @@ class Tokenizer:
             before = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         elif kind == "qwen2":
             before = [
-                pre_tokenizers.Split(Regex(_QWEN2_PATTERN), "isolated"),
+                pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         else:

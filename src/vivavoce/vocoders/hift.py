@@ -10,7 +10,7 @@ Li, Han, Mesgarani 2023, "HiFTNet" (arXiv 2309.09493), after the neural source f
         -> inverse STFT -> wave (B, S), S = T * hop_length
 
 Everything streams exactly: the stages through ``nn/streaming.py``, the phase of the sines as cycles in float64, the two
-Fourier transforms as matrix products over kept samples and frames. Nothing is drawn here: phase and noise are passed in.
+Fourier transforms as matrix products over kept samples and frames. Nothing is drawn here: phase and noise are given.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -166,35 +167,51 @@ class Snake(nn.Module):
 
 # ------------------------------------------------------------------------------------------------------ the source
 class Predictor(nn.Module):
-    """mel (B, M, T) -> f0 (B, T) in Hz, near 0 where unvoiced."""
+    """mel (B, M, T) -> f0 (B, T) in Hz, near 0 where unvoiced.
+
+    Outside training it computes in float64: the sines add f0 up without end, and what rounds otherwise in another
+    cutting of the stream would carry their phases apart.
+    """
 
     def __init__(self, config: HiFTConfig):
         super().__init__()
         sizes = (config.n_mels, *(config.predictor_channels,) * config.predictor_layers)
-        self.convs = module_list(Conv1d(a, b, 3) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.convs = module_list(Conv1d(a, b, 3) for a, b in pairwise(sizes))
         self.head = nn.Linear(config.predictor_channels, 1)
         self.delay = sum(conv.delay for conv in self.convs)
 
     def forward(self, mel: Tensor, edges: Edges | None = None) -> Tensor:
+        x = mel if self.training else mel.double()
         for conv in self.convs:
-            mel = F.elu(conv(mel, edges))
-        return self._hertz(mel)
+            x = x if edges is None else edges.clear(x)
+            x = self._layer(conv, F.pad(x, (conv.left, conv.right)))
+        return self._hertz(x)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
-        return tuple(conv.init_state(batch) for conv in self.convs)
+        states = (conv.init_state(batch) for conv in self.convs)
+        return tuple(state if self.training else state.double() for state in states)
 
     def step(
         self, mel: Tensor, state: tuple[Tensor, ...], edges: Edges | None
     ) -> tuple[Tensor, tuple[Tensor, ...], Edges | None]:
-        states = []
+        """Also gives the edges of the f0 that comes out."""
+        x, states = mel if self.training else mel.double(), []
         for conv, kept in zip(self.convs, state, strict=True):
-            y, kept = conv.step(mel, kept, edges)
-            mel, edges = F.elu(y), behind(edges, conv.delay)
-            states.append(kept)
-        return self._hertz(mel), tuple(states), edges
+            full = join(kept, x if edges is None else edges.clear(x))
+            x, edges = self._layer(conv, full), behind(edges, conv.delay)
+            states.append(last(full, conv.kept))
+        return self._hertz(x), tuple(states), edges
+
+    def _layer(self, conv: Conv1d, x: Tensor) -> Tensor:
+        if self.training or conv.bias is None:
+            return F.elu(conv.valid(x))
+        return F.elu(F.conv1d(x, conv.weight.double(), conv.bias.double()))
 
     def _hertz(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden.transpose(1, 2)).squeeze(-1).abs()
+        hidden = hidden.transpose(1, 2)
+        if self.training:
+            return self.head(hidden).squeeze(-1).abs()
+        return F.linear(hidden, self.head.weight.double(), self.head.bias.double()).squeeze(-1).abs()
 
 
 class Source(nn.Module):
@@ -204,6 +221,8 @@ class Source(nn.Module):
         super().__init__()
         self.config = config
         self.merge = nn.Linear(config.harmonics + 1, 1)
+        nn.init.ones_(self.merge.weight)  # all harmonics from the start: training finds the pitch sooner
+        nn.init.zeros_(self.merge.bias)
 
     def mixed(self, noise: Tensor) -> Tensor:
         """Noise (B, H + 1, S) as the one channel (B, S) in which it enters."""
@@ -400,7 +419,7 @@ class Stage(nn.Module):
     def step(
         self, x: Tensor, bins: Tensor, state: tuple, edges: Edges | None, bins_edges: Edges | None, begin: Edges | None
     ) -> tuple[Tensor, tuple]:
-        """``edges`` of x, ``bins_edges`` of the spectra, ``begin`` those of the piece at this stage's rate, no delay."""
+        """``edges`` of x, ``bins_edges`` of the spectra, ``begin`` the piece's at this stage's rate, not late."""
         up, before, down, source, waits, blocks = state
         x, up = self.upsample.step(F.leaky_relu(x, 0.1), up, edges)
         if self.extra:
@@ -503,7 +522,7 @@ class HiFT(nn.Module):
             return self.synthesis.whole(self._polar(x), edges).clamp(-LOUDEST_SAMPLE, LOUDEST_SAMPLE)
 
     def f0(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """mel (B, M, T) -> fundamental (B, T) in Hz; below ``voiced_above`` means unvoiced."""
+        """mel (B, M, T) -> fundamental (B, T) in Hz, float64 outside training; below ``voiced_above``: unvoiced."""
         return self.predictor(mel.to(self.pre.weight.dtype), whole(lengths))
 
     def source(self, f0: Tensor, phase: Tensor | None = None, noise: Tensor | None = None) -> Tensor:

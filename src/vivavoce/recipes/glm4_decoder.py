@@ -1,0 +1,130 @@
+"""Train the small flow decoder: codes of one voice to its mel, by conditional flow matching.
+
+The mel is that of ``HiFTConfig.nano().mel``, moved and scaled to about unit variance by :func:`scaled`. Utterances come
+from the corpus's set ``teacher`` with the codes of the finished tokenizer; long ones are cut at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.audio.mel import mel_spectrum
+from vivavoce.checkpoints.native import save_native
+from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig, time_noise
+from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
+from vivavoce.config import to_dict
+from vivavoce.train.codes import CodedUtterances
+from vivavoce.train.loop import Schedule
+from vivavoce.train.utterances import Batches
+from vivavoce.vocoders.hift import NANO_MEL
+
+MEAN, SCALE = -5.0, 2.5  # of the log mel; the shipped settings name them too
+LONGEST = 44  # codes of a training piece
+
+
+def scaled(mel: Tensor) -> Tensor:
+    """Log mel to what the decoder makes."""
+    return (mel - MEAN) / SCALE
+
+
+def unscaled(mel: Tensor) -> Tensor:
+    """What the decoder makes to log mel."""
+    return mel * SCALE + MEAN
+
+
+class DecoderRecipe:
+    """``corpus``: the folder of sets."""
+
+    name = "glm4_decoder"
+
+    def __init__(
+        self, corpus: Path, tokenizer: GLM4Tokenizer, config: GLM4DecoderConfig, *, seed: int = 0,
+        schedule: Schedule | None = None, budget: int = 640, rate: float = 1.5e-3, report=None,
+    ):  # fmt: skip
+        self.seed, self.rate, self.budget, self.config = seed, rate, budget, config
+        self.schedule = schedule or Schedule(steps=6000, evaluate_every=500, save_every=100, log_every=50)
+        self.data = CodedUtterances(corpus / "teacher", tokenizer, report)
+        self.train_items = self.data.corpus.select("train")
+        self.dev_items = self.data.corpus.select("dev")[:48]
+        sizes = [min(LONGEST, -(-self.data.corpus.rows[i]["samples"] // 1280)) for i in self.train_items]
+        self.batches = Batches(sizes, budget, seed)
+        torch.manual_seed(seed)
+        self.model: nn.Module = GLM4Decoder(config)
+
+    @property
+    def net(self) -> GLM4Decoder:
+        assert isinstance(self.model, GLM4Decoder)
+        return self.model
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"config": to_dict(self.config), "rate": self.rate, "budget": self.budget, "steps": self.schedule.steps}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.net.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def piece(self, number: int, first: int, codes: int) -> tuple[Tensor, Tensor]:
+        """Codes (L,) and scaled mel (M, frames(L)) of a part of an utterance."""
+        found = self.data.of(number)
+        frames = int(self.net.frames(1))
+        wave = self.data.corpus.wave(number)
+        wave = F.pad(wave, (0, 1280 * len(found) - len(wave)))
+        mel = scaled(mel_spectrum(wave[None], NANO_MEL)[0])
+        return torch.tensor(found[first : first + codes]), mel[:, frames * first : frames * (first + codes)]
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        random = np.random.default_rng((self.seed, step))
+        pieces = []
+        for place in self.batches[step]:
+            number = self.train_items[place]
+            count = len(self.data.of(number))
+            first = int(random.integers(max(1, count - LONGEST + 1)))
+            pieces.append(self.piece(number, first, LONGEST))
+        tokens, mel, lengths = padded(pieces)
+        time = (torch.rand(len(tokens)) + torch.arange(len(tokens))) / len(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = self.net.loss_terms(tokens, mel, noise=torch.randn_like(mel), time=time, lengths=lengths)
+        return {"loss": terms["flow"], **terms}
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean distance of made mels to the real ones, in log units."""
+        tokens, mel, lengths = padded([self.piece(number, 0, LONGEST) for number in self.dev_items])
+        noise = time_noise(0, mel.shape[-1], self.config.n_mels).expand_as(mel)
+        made = self.net(tokens, noise, lengths=lengths)
+        real = torch.arange(mel.shape[-1]) < self.net.frames(lengths)[:, None]
+        return {"mel distance": SCALE * float((made - mel).abs().mean(1)[real].mean())}
+
+    def sample(self, folder: Path, step: int) -> None:
+        """A picture of three made mels above the real ones, where matplotlib is installed."""
+        try:
+            import matplotlib.pyplot as plot
+        except ImportError:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        figure, axes = plot.subplots(3, 2, figsize=(12, 8))
+        for row, number in zip(axes, self.dev_items[:3], strict=False):
+            codes, mel = self.piece(number, 0, LONGEST)
+            made = self.net(codes[None], time_noise(0, mel.shape[-1], self.config.n_mels)[None])[0]
+            for axis, picture, title in zip(row, (made, mel), ("made", "real"), strict=True):
+                axis.imshow(picture, origin="lower", aspect="auto")
+                axis.set_title(f"{title}: {self.data.corpus.rows[number]['text'][:50]}", fontsize=8)
+        figure.tight_layout()
+        figure.savefig(folder / f"{step:06d}.png", dpi=70)
+        plot.close(figure)
+
+    def finish(self, folder: Path) -> None:
+        """Write the decoder as a model folder."""
+        save_native(folder, "glm4_decoder", self.config, self.net.state_dict(), {"mean": MEAN, "scale": SCALE})
+
+
+def padded(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (B, L), mel (B, M, T) and lengths (B,) of pieces."""
+    tokens = torch.nn.utils.rnn.pad_sequence([codes for codes, _ in pieces], batch_first=True)
+    mel = torch.nn.utils.rnn.pad_sequence([mel.T for _, mel in pieces], batch_first=True).transpose(1, 2)
+    return tokens, mel, torch.tensor([len(codes) for codes, _ in pieces])

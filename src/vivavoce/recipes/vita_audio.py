@@ -1,0 +1,204 @@
+"""Train the small VITA-Audio by the paper's four stages (arXiv 2505.03739, section 3.3).
+
+    1 align    the backbone alone learns text and speech tokens
+    2 one      one module behind the frozen backbone
+    3 ten      ten modules, each beginning as a copy of the one
+    4 joint    everything, the modules' loss reaching the backbone
+
+Each stage begins with the weights of the one before. ``interleave`` is the checkpoint's kind (Boost).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
+from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig, begin_module, copy_module, freeze_backbone
+from vivavoce.dialogue.vita_audio_prompts import INTERLEAVES, VITATokens
+from vivavoce.dialogue.vita_audio_writing import MODES, Grammar, Writer, write_by_grammar
+from vivavoce.errors import ConfigError
+from vivavoce.recipes.vita_audio_records import Corpus, Record, batch, records
+from vivavoce.train.loop import CHECKPOINT, Schedule
+from vivavoce.train.utterances import Batches
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage trains: number of modules, peak rates of backbone and modules, steps."""
+
+    number: int
+    modules: int
+    rate: float
+    module_rate: float
+    steps: int
+
+
+STAGES = {
+    1: Stage(1, 0, 1.5e-3, 0.0, 9000),
+    2: Stage(2, 1, 0.0, 1e-3, 1500),
+    3: Stage(3, 10, 0.0, 1e-3, 2500),
+    4: Stage(4, 10, 5e-4, 1e-3, 3000),
+}
+SHARES = {"answer": 0.55, "transcribe": 0.3, "speak": 0.15}
+
+
+class VITAAudioRecipe:
+    """One stage over a corpus. ``before``: folder of the run of the stage before."""
+
+    def __init__(
+        self, corpus: Path, tokenizer: GLM4Tokenizer, tokens: VITATokens, config: VITAAudioConfig, stage: Stage, *,
+        before: Path | None = None, sets: tuple[str, ...] = ("teacher", "questions", "digits"), seed: int = 0,
+        budget: int = 3000, noise: float = 0.04, schedule: Schedule | None = None, report=None,
+    ):  # fmt: skip
+        self.name, self.seed, self.stage, self.noise, self.budget = f"vita_audio-{stage.number}", seed, stage, noise, budget
+        self.schedule = schedule or Schedule(steps=stage.steps, evaluate_every=500, save_every=100, log_every=50)
+        self.tokens, self.sets, self.interleave = tokens, sets, INTERLEAVES["boost"]
+        self.config = config.with_modules(stage.modules)
+        torch.manual_seed(seed)
+        self.model: nn.Module = VITAAudio(self.config)
+        if before is not None:
+            start_from(self.net, before)
+        elif stage.number > 1:
+            raise ConfigError(f"stage {stage.number} begins with the weights of stage {stage.number - 1}: name its run")
+        if stage.number == 2:
+            begin_module(self.net)
+        if stage.number == 3:
+            copy_module(self.net)
+        freeze_backbone(self.net, stage.number in (2, 3))
+        known = Corpus(corpus, tokenizer, tuple(dict.fromkeys(("teacher", *sets))), report)
+        self.records = [r for name in sets for r in records(known, tokens, name, "train", self.interleave)]
+        self.dev = {name: records(known, tokens, name, "dev", self.interleave)[:400] for name in sets}
+        self.order = shares(self.records, seed)
+        sizes = [len(self.records[i].ids) for i in self.order]
+        self.batches = Batches(sizes, budget, seed)
+
+    @property
+    def net(self) -> VITAAudio:
+        assert isinstance(self.model, VITAAudio)
+        return self.model
+
+    def settings(self) -> Mapping[str, Any]:
+        from vivavoce.config import to_dict
+
+        return {"config": to_dict(self.config), "stage": vars(self.stage), "sets": self.sets, "noise": self.noise,
+                "budget": self.budget, "steps": self.schedule.steps}  # fmt: skip
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        own = [p for p in self.net.modules_.parameters()]
+        chosen = {id(p) for p in own}
+        rest = [p for p in self.net.parameters() if id(p) not in chosen and p.requires_grad]
+        groups = [{"params": rest, "lr": self.stage.rate}, {"params": own, "lr": self.stage.module_rate}]
+        return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.95), weight_decay=0.05)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        random = np.random.default_rng((self.seed, step))
+        chosen = [self.records[self.order[i]] for i in self.batches[step]]
+        ids, labels = batch(chosen, self.tokens, random, self.noise)
+        stage = self.stage.number
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = self.net.loss_terms(ids, labels, detach=stage in (2, 3))
+        modules = terms["modules"].mean() if self.config.modules else terms["main"].new_zeros(())
+        total = {1: terms["main"], 2: modules, 3: modules}.get(stage, terms["main"] + modules)
+        return {"loss": total, "main": terms["main"], "modules": modules}
+
+    def evaluate(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for name, found in self.dev.items():
+            for task in SHARES:
+                part = [r for r in found if r.task == task][:80]
+                if part:
+                    figures |= {f"{name} {task} {k}": v for k, v in self._teacher_forced(part).items()}
+                if part and task != "speak":
+                    figures[f"{name} {task} exact"] = 100 * np.mean([self.write(r, "vanilla") == r.answer for r in part[:40]])
+                    if task == "answer" and self.config.modules == 10:
+                        exact = [self.write(r, "boost") == r.answer for r in part[:40]]
+                        figures[f"{name} {task} exact boost"] = 100 * np.mean(exact)
+        return figures
+
+    def _teacher_forced(self, part: list[Record]) -> dict[str, float]:
+        """Accuracy of the backbone over text and speech, and of each module over speech."""
+        ids, labels = batch(part, self.tokens, np.random.default_rng(0), 0.0)
+        right: dict[str, float] = {}
+        for number, (hidden, wanted) in enumerate(self.net.learned(ids, labels)):
+            hit = self.net.logits(hidden).argmax(-1) == wanted
+            speech = wanted >= self.tokens.first_code
+            if number == 0:
+                right["text"] = 100 * float(hit[~speech].float().mean())
+            if speech.any():
+                right["speech" if number == 0 else f"module {number - 1}"] = 100 * float(hit[speech].float().mean())
+        return right
+
+    def write(self, record: Record, mode: str) -> str:
+        """The text that the model answers to a record's prompt."""
+        text, _ = answer(self.net, self.tokens, record.prompt, mode, self.interleave, record.task != "transcribe")
+        return text
+
+    def sample(self, folder: Path, step: int) -> None:
+        """A few answers as text."""
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = [found[i] for found in self.dev.values() for i in range(0, min(len(found), 200), 20)]
+        rows = [{"task": r.task, "heard": r.heard, "wanted": r.answer, "written": self.write(r, "vanilla")} for r in chosen]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{step:06d}.jsonl").write_text(lines, encoding="utf-8")
+
+
+@torch.inference_mode()
+def answer(
+    net: VITAAudio, tokens: VITATokens, prompt: list[int], mode: str, interleave: tuple[int, ...], speaking: bool
+) -> tuple[str, list[int]]:
+    """Text and codes of the greedy answer to a prompt."""
+    writer = Writer.begin(net, 512)
+    writer.add(prompt)
+    writer.begin_answer()
+    grammar = Grammar(tokens, net.config.vocab_size, speaking=speaking, interleave=interleave)
+    written = [w.token for w in write_by_grammar(writer, grammar, MODES[mode], 512 - len(prompt) - 2)]
+    codes = [code for token in written if (code := tokens.code(token)) is not None]
+    return tokens.tokenizer.decode([t for t in written if t in tokens.text_ids]).strip(), codes
+
+
+def shares(found: list[Record], seed: int) -> list[int]:
+    """Numbers of records so that tasks stand in their shares: small tasks are repeated, nothing is left out."""
+    by_task = {task: [i for i, r in enumerate(found) if r.task == task] for task in SHARES}
+    total = max(len(rows) / SHARES[task] for task, rows in by_task.items() if rows)
+    random, order = np.random.default_rng((seed, 7)), list[int]()
+    for task, rows in by_task.items():
+        wanted = round(total * SHARES[task]) if rows else 0
+        whole, rest = divmod(wanted, len(rows)) if rows else (0, 0)
+        order += rows * whole + random.permutation(rows)[:rest].tolist()
+    return order
+
+
+def start_from(model: VITAAudio, run: Path) -> None:
+    """The weights of a finished run of the stage before; modules it does not have stay as they are."""
+    with safe_open(run / CHECKPOINT, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118 (not a mapping)
+        stored = {name.removeprefix("model."): file.get_tensor(name) for name in names}
+    own = model.state_dict()
+    strange = [name for name, tensor in stored.items() if name not in own or own[name].shape != tensor.shape]
+    if strange:
+        raise ConfigError(f"the run in {run} does not fit at {strange[0]}; it belongs to another size")
+    model.load_state_dict(stored, strict=False)
+
+
+def nano_config(vocab_size: int) -> VITAAudioConfig:
+    """The shipped size."""
+    return VITAAudioConfig.nano(vocab_size)
+
+
+def tiny(corpus: Path, tokenizer: GLM4Tokenizer, tokens: VITATokens, vocab_size: int, sets: tuple[str, ...]):
+    """Stage 1 at width 32 for a few steps."""
+    config = VITAAudioConfig.tiny()
+    config = replace(config, vocab_size=vocab_size, decoder=replace(config.decoder, context=512))
+    schedule = Schedule(steps=30, evaluate_every=15, log_every=5)
+    return VITAAudioRecipe(corpus, tokenizer, tokens, config, STAGES[1], sets=sets, budget=400, schedule=schedule)
+
+
