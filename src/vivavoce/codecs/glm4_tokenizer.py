@@ -99,8 +99,8 @@ class GLM4TokenizerConfig:
 @dataclass(frozen=True)
 class GLM4TokenizerState:
     """``wave`` (B, S): samples not yet used; ``past`` (B, <= 360): the last ones used, which the next mel window still
-    sees; conv1, conv2: frames kept; caches: one a layer; ``loudest`` (B,): ceiling of this window. ``frames``: how many
-    of the window are done, the same for all rows."""
+    sees; conv1, conv2: frames kept; caches: one a layer; ``loudest`` (B,): ceiling of this window; ``position`` (B,):
+    frames of the window that are done, the same for all rows."""
 
     wave: Tensor
     past: Tensor
@@ -108,7 +108,11 @@ class GLM4TokenizerState:
     conv2: Tensor
     caches: tuple[KVCache, ...]
     loudest: Tensor
-    frames: int
+    position: Tensor
+
+    @property
+    def frames(self) -> int:
+        return int(self.position[0])
 
 
 class GLM4Tokenizer(nn.Module):
@@ -181,7 +185,7 @@ class GLM4Tokenizer(nn.Module):
             conv2=self.conv2.init_state(batch),
             caches=tuple(init_cache(batch, c.n_heads, c.context, c.dim // c.n_heads, weight) for _ in self.layers),
             loudest=weight.new_zeros(batch),
-            frames=0,
+            position=torch.zeros(batch, dtype=torch.long, device=weight.device),
         )
 
     def step(self, wave: Tensor, state: GLM4TokenizerState) -> tuple[Tensor, GLM4TokenizerState]:
@@ -219,7 +223,8 @@ class GLM4Tokenizer(nn.Module):
     ) -> tuple[Tensor, GLM4TokenizerState]:
         """One block of ``frames``, the last ``empty`` of them padding, from its samples (and AHEAD more unless it is
         the ``last`` of its window)."""
-        form, first = self.config.mel, state.frames == 0
+        form, done = self.config.mel, state.frames
+        first = done == 0
         half = form.n_fft // 2
         # the window's own edges are reflected, as offline; inside it real samples stand there
         before = wave[:, 1 : half + 1].flip(1) if first else state.past[:, -half:]
@@ -232,8 +237,8 @@ class GLM4Tokenizer(nn.Module):
         mel = self._scale(spectrum, loudest)
         y, conv1 = self.conv1.step(mel, state.conv1)
         y, conv2 = self.conv2.step(F.gelu(y), state.conv2)
-        x = F.gelu(y).transpose(1, 2) + self.positions[state.frames : state.frames + frames]
-        caches, span = [], state.frames + frames
+        x = F.gelu(y).transpose(1, 2) + self.positions[done : done + frames]
+        caches, span = [], done + frames
         mask = (torch.arange(span, device=x.device) < span - empty)[None, None, None] if empty else None
         for layer, cache in zip(self.layers, state.caches, strict=True):
             x, cache = layer.step(x, cache, span, mask)
@@ -243,7 +248,7 @@ class GLM4Tokenizer(nn.Module):
             fresh = self.init_state(wave.shape[0])
             return codes, fresh
         past = torch.cat([state.past, sound], dim=1)[:, -half:]
-        return codes, GLM4TokenizerState(state.wave, past, conv1, conv2, tuple(caches), loudest, span)
+        return codes, GLM4TokenizerState(state.wave, past, conv1, conv2, tuple(caches), loudest, state.position + frames)
 
 
 def block_causal(frames: int, block: int, device: torch.device | None = None) -> Tensor:

@@ -56,12 +56,16 @@ class Writer:
     def begin(cls, model: VITAAudio, capacity: int | None = None) -> Writer:
         return cls(model, model.init_state(1, capacity), drafted=[n + 1 for n in range(len(model.modules_))])
 
+    @property
+    def room(self) -> int:
+        """How many tokens the caches hold."""
+        return self.state.backbone[0].key.shape[2]
+
     def add(self, tokens: Sequence[int]) -> None:
         """Put tokens behind the text; nothing is computed yet."""
-        room = self.state.backbone[0].key.shape[2]
-        if len(self.tokens) + len(tokens) > room:
+        if len(self.tokens) + len(tokens) > self.room:
             raise ConfigError(
-                f"the text grows to {len(self.tokens) + len(tokens)} tokens and the model reads at most {room}; "
+                f"the text grows to {len(self.tokens) + len(tokens)} tokens and the model reads at most {self.room}; "
                 "give shorter sound or text"
             )
         self.tokens += tokens

@@ -25,7 +25,7 @@ from vivavoce.asr.whisper import Whisper
 from vivavoce.checkpoints.native import save_native
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
 from vivavoce.nn.vector_quantizer import CodebookUpkeep, k_means
-from vivavoce.train.loop import Schedule
+from vivavoce.train.loop import Schedule, restore
 from vivavoce.train.utterances import Batches, Utterances, pad
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"  # 0 is CTC's blank
@@ -62,13 +62,15 @@ class Item:
 
 
 class TokenizerRecipe:
-    """``corpus``: a folder of sets as the recipe spoken_corpus writes them. ``pretrained``: start from Whisper."""
+    """``corpus``: a folder of sets as the recipe spoken_corpus writes them. ``before``: go on from another run, say on
+    more data."""
 
     name = "glm4_tokenizer"
 
     def __init__(
         self, corpus: Path, config: GLM4TokenizerConfig, whisper: Whisper | None, *, seed: int = 0,
         schedule: Schedule | None = None, budget_s: float = 40.0, rate: float = 5e-5, frozen: int = 200,
+        before: Path | None = None,
     ):  # fmt: skip
         self.seed, self.rate, self.budget_s, self.frozen = seed, rate, budget_s, frozen
         self.schedule = schedule or Schedule(steps=1500, evaluate_every=250, save_every=100)
@@ -82,7 +84,8 @@ class TokenizerRecipe:
         self.train_items = items(sets, "train")
         self.dev_items = {name: items({name: part}, "dev")[:60] for name, part in sets.items()}
         self.batches = Batches([item.row["samples"] for item in self.train_items], round(budget_s * 16_000), seed)
-        tokenizer.codebook.weight.data = self._first_codebook(tokenizer)
+        if before is None:
+            tokenizer.codebook.weight.data = self._first_codebook(tokenizer)
         self.model = nn.ModuleDict(
             {
                 "tokenizer": tokenizer,
@@ -90,6 +93,8 @@ class TokenizerRecipe:
                 "speller": Speller(config.dim),
             }
         )
+        if before is not None:
+            restore(before, self.model)
 
     def settings(self) -> Mapping[str, Any]:
         return {"config": vars(self.config), "pretrained": self.pretrained, "rate": self.rate,
