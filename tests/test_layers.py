@@ -13,9 +13,10 @@ from vivavoce.catalogue import CATALOGUE
 SOURCE = Path(str(vivavoce.__file__)).parent
 LAYERS = (
     ("nn", "audio", "text", "state", "config", "errors"),
-    ("vocoders", "detect", "checkpoints", "search", "align"),
+    ("codecs", "vocoders", "detect", "checkpoints", "search", "align"),
     ("asr", "tts", "dialogue", "lm"),
     ("catalogue", "inspection", "conversions", "api", "talking"),  # each may use those before it
+    ("train",),
     ("recipes",),
     ("cli",),
 )

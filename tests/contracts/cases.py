@@ -20,10 +20,13 @@ from vivavoce.catalogue import CATALOGUE, reference
 from vivavoce.checkpoints.layouts import llama as llama_layouts
 from vivavoce.checkpoints.rules import Layout
 from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig
+from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
 from vivavoce.detect.silero import Silero, SileroConfig
+from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig
 from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.nn.hifigan import HiFiGAN, HiFiGANConfig
 from vivavoce.tts.vits import VITS, VITSConfig
+from vivavoce.vocoders.hift import HiFT
 
 
 def hifigan_config(block_type: int = 2) -> HiFiGANConfig:
@@ -69,7 +72,8 @@ class Stream:
     """How a row runs offline and in pieces: ``unit`` columns of input to a tick, outputs (B, T, ...) with time second.
 
     ``late``: how many output columns the stream withholds; ``ahead``: ticks that an output may look ahead; ``grows``:
-    attention reads the past, so the work of a step may grow by the same small amount each time.
+    attention reads the past, so the work of a step may grow by the same small amount each time. ``together``: the rows
+    of a batch begin at the same time.
     """
 
     model: nn.Module
@@ -82,6 +86,7 @@ class Stream:
     late: int = 0
     ahead: int = 0
     grows: bool = False
+    together: bool = False
 
     def run(self, x: Tensor, ticks: list[int], state: Any = None) -> Tensor:
         """The stream cut into pieces of so many ticks, without the columns before its start and behind its end."""
@@ -173,11 +178,52 @@ def _glm4_decoder() -> Stream:
                   lambda tokens: model(tokens, noisy(tokens)).transpose(1, 2))  # fmt: skip
 
 
+def _glm4_tokenizer() -> Stream:
+    """Whole blocks of a long window; a block is given out when the 40 samples behind it are there."""
+    model = randomised(GLM4Tokenizer(replace(GLM4TokenizerConfig.tiny(), context=1600)))
+    assert isinstance(model, GLM4Tokenizer)
+    unit = 320 * model.config.block
+
+    def step(wave: Tensor, state: Any) -> tuple[Tensor, Any]:
+        codes, state = model.step(wave, state)
+        return codes.float(), state
+
+    return Stream(model, lambda b, n, seed: 0.1 * noise(b, n * unit, seed=seed), model.init_state, step,
+                  lambda state: model.flush(state).float(), lambda wave: model(wave).values[:, 0].float(), unit=unit,
+                  ahead=1, grows=True, together=True)  # fmt: skip
+
+
+def _hift() -> Stream:
+    model = tiny("hift")
+    assert isinstance(model, HiFT)
+    return Stream(model, lambda b, n, seed: noise(b, 6, n, seed=seed), model.init_state, model.step, model.flush, model,
+                  late=model.delay, ahead=model.lookahead)  # fmt: skip
+
+
+def _vita_audio() -> Stream:
+    """The backbone; its modules are followed by tests/dialogue/test_vita_audio.py."""
+    model = randomised(VITAAudio(VITAAudioConfig.tiny().with_modules(0)))
+    assert isinstance(model, VITAAudio)
+
+    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        hidden, state = model.step(tokens, state)
+        return model.logits(hidden), state
+
+    def draw(batch: int, ticks: int, seed: int) -> Tensor:
+        return torch.randint(61, (batch, ticks), generator=torch.Generator().manual_seed(seed))
+
+    return Stream(model, draw, model.init_state, step, None, lambda tokens: model.logits(model.teach(tokens)[0]),
+                  grows=True)  # fmt: skip
+
+
 STREAMS: dict[str, Callable[[], Stream]] = {
     "silero": _silero,
     "hifigan": _hifigan,
     "vits": _vits,
+    "glm4_tokenizer": _glm4_tokenizer,
     "glm4_decoder": _glm4_decoder,
+    "hift": _hift,
+    "vita_audio": _vita_audio,
     "llama": _llama,
     "whisper": _whisper,
 }
@@ -198,7 +244,11 @@ def layouts() -> Iterator[tuple[str, Layout, Callable[[], nn.Module]]]:
     for row in CATALOGUE:
         for name, path in row.layouts.items():
             table = reference(path)
-            if row.stem == "llama":
+            if row.stem == "vita_audio":
+                decoder = VITAAudioConfig.tiny().decoder
+                table = table(decoder.n_layers, 3, decoder.n_heads, decoder.n_kv_heads)
+                yield f"{row.stem}, {name}", table, lambda: tiny("vita_audio")
+            elif row.stem == "llama":
                 for tied in (True, False):
                     label = f"llama, {name}, {'tied' if tied else 'own head'}"
                     yield label, _llama_layout(table, tied), lambda tied=tied: randomised(Llama(llama_config(tied)))

@@ -46,8 +46,9 @@ def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def test_all_layouts_of_the_catalogue_are_here() -> None:
-    named = {id(reference(path)) for row in CATALOGUE if row.stem != "llama" for path in row.layouts.values()}
-    assert named == {id(table) for name, table, _ in CASES if not name.startswith("llama")}
+    made = ("llama", "vita_audio")  # tables for the head counts of one file
+    named = {id(reference(path)) for row in CATALOGUE if row.stem not in made for path in row.layouts.values()}
+    assert named == {id(table) for name, table, _ in CASES if not name.startswith(made)}
 
 
 def test_written_read_and_written_again(case) -> None:
@@ -61,7 +62,7 @@ def test_a_file_is_told_by_its_keys(case) -> None:
     table, _, theirs = case
     every = [reference(path) for row in CATALOGUE for path in row.layouts.values()]
     known = [found for found in every if isinstance(found, Layout)]
-    if table.name.startswith("llama"):
+    if table.name.startswith(("llama", "vita_audio")):
         known.append(table)  # made for the head counts of one file
     assert detect(theirs, known).name == table.name
 

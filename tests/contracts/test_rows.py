@@ -19,15 +19,18 @@ from vivavoce.asr.whisper import Whisper
 from vivavoce.catalogue import CATALOGUE, System, reference
 from vivavoce.checkpoints.native import build, open_native, save_native
 from vivavoce.codecs.glm4_decoder import GLM4Decoder
+from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
 from vivavoce.config import from_dict, to_dict
 from vivavoce.detect import Detector
 from vivavoce.detect.silero import Silero
+from vivavoce.dialogue.vita_audio import VITAAudio
 from vivavoce.errors import ConfigError
 from vivavoce.lm import TokenModel
 from vivavoce.lm.llama import Llama
 from vivavoce.nn.hifigan import HiFiGAN
 from vivavoce.tts import Speech, Voice
 from vivavoce.tts.vits import VITS
+from vivavoce.vocoders.hift import HiFT
 from vivavoce.vocoders import Vocoder
 
 every_row = pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.stem)
@@ -55,6 +58,13 @@ SIZES = {
     ("hifigan", "v1"): 13_926_017,
     ("hifigan", "v2"): 925_985,
     ("hifigan", "v3"): 1_462_273,
+    ("glm4_tokenizer", "published"): 343_139_840,
+    ("glm4_tokenizer", "nano"): 14_812_160,
+    ("hift", "published"): 20_447_517,
+    ("hift", "nano"): 606_173,
+    ("vita_audio", "boost"): 10_317_912_576,
+    ("vita_audio", "stage-2"): 7_989_116_928,
+    ("vita_audio", "stage-1"): 7_730_361_856,
     ("glm4_decoder", "published"): 111_166_208,
     ("glm4_decoder", "nano"): 1_907_728,
     ("llama", "smollm2-135m"): 134_515_008,
@@ -191,6 +201,16 @@ def _loss(model: nn.Module) -> Tensor:
         return F.binary_cross_entropy(model(noise(2, 256 * 6)), torch.tensor([[0.0, 1.0] * 3] * 2))
     if isinstance(model, HiFiGAN):
         return model(noise(2, 6, 8)).square().mean()
+    if isinstance(model, VITAAudio):
+        tokens = torch.arange(40).view(2, 20)
+        terms = model.loss_terms(tokens, tokens)
+        return terms["main"] + terms["modules"].sum()
+    if isinstance(model, GLM4Tokenizer):
+        pooled = model.features(noise(2, 20, 96))
+        return (pooled[:, :, None] - model.codebook.weight).square().mean() + pooled.mean()
+    if isinstance(model, HiFT):
+        mel = noise(2, 6, 8)
+        return model(mel, noise=noise(2, 9, 128), f0=torch.full((2, 8), 60.0)).square().mean() + model.f0(mel).mean()
     if isinstance(model, GLM4Decoder):
         mel, start = noise(2, 6, 30), noise(2, 6, 30, seed=1)
         terms = model.loss_terms(torch.arange(20).view(2, 10), mel, noise=start, time=torch.tensor([0.2, 0.7]))

@@ -40,9 +40,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_batch_is_what_the_recordings_hold(corpus: Path) -> None:
     recipe = tiny(corpus)
-    torch.manual_seed(3)
+    torch.manual_seed(1)
     batch = recipe.batch(5)
-    torch.manual_seed(3)
+    torch.manual_seed(1)
     again = recipe.batch(5)
     assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
     assert batch.wave.shape == (4, 20 * HOP) and batch.mel.shape == batch.wanted.shape == (4, 80, 20)

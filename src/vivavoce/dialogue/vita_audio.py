@@ -37,19 +37,19 @@ class VITAAudioConfig:
     module_reads: int | None = None  # tokens before the answer that modules read; None: all, as published
 
     @classmethod
-    def published(cls, modules: int = 10) -> VITAAudioConfig:
-        """VITA-Audio-Boost and -Balance: Qwen2.5-7B and ten modules, 10,317,912,576 parameters."""
+    def published(cls, modules: int | str = 10) -> VITAAudioConfig:
+        """VITA-Audio-Boost and -Balance: Qwen2.5-7B and ten modules, 10,317,912,576 parameters; fewer in training."""
         decoder = DecoderConfig(
             dim=3584, n_layers=28, n_heads=28, n_kv_heads=4, head_dim=128, ffn_dim=18_944, context=32_768,
             rope_base=1e6, norm_eps=1e-6, qkv_bias=True,
         )  # fmt: skip
-        return cls(decoder=decoder, vocab_size=168_072, modules=modules)
+        return cls(decoder=decoder, vocab_size=168_072, modules=int(modules))
 
     @classmethod
     def nano(cls, vocab_size: int, modules: int = 10) -> VITAAudioConfig:
         """Small enough to be trained on two processor cores."""
         decoder = DecoderConfig(
-            dim=192, n_layers=5, n_heads=4, n_kv_heads=2, head_dim=48, ffn_dim=512, context=1024, norm_eps=1e-6,
+            dim=160, n_layers=6, n_heads=4, n_kv_heads=2, head_dim=40, ffn_dim=416, context=1024, norm_eps=1e-6,
             qkv_bias=True,
         )  # fmt: skip
         return cls(decoder=decoder, vocab_size=vocab_size, modules=modules, module_reads=4)

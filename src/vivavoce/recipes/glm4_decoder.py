@@ -7,8 +7,9 @@ from the corpus's set ``teacher`` with the codes of the finished tokenizer; long
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from vivavoce.checkpoints.native import save_native
 from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig, time_noise
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
 from vivavoce.config import to_dict
-from vivavoce.train.codes import CodedUtterances
-from vivavoce.train.loop import Schedule
+from vivavoce.errors import ConfigError
+from vivavoce.train.codes import CodedUtterances, read_tokenizer
+from vivavoce.train.loop import Report, Schedule
 from vivavoce.train.utterances import Batches
 from vivavoce.vocoders.hift import NANO_MEL
 
@@ -46,13 +48,16 @@ class DecoderRecipe:
 
     def __init__(
         self, corpus: Path, tokenizer: GLM4Tokenizer, config: GLM4DecoderConfig, *, seed: int = 0,
-        schedule: Schedule | None = None, budget: int = 640, rate: float = 1.5e-3, report=None,
+        schedule: Schedule | None = None, budget: int = 640, rate: float = 1.5e-3,
+        report: Report | None = None,
     ):  # fmt: skip
         self.seed, self.rate, self.budget, self.config = seed, rate, budget, config
         self.schedule = schedule or Schedule(steps=6000, evaluate_every=500, save_every=100, log_every=50)
         self.data = CodedUtterances(corpus / "teacher", tokenizer, report)
         self.train_items = self.data.corpus.select("train")
         self.dev_items = self.data.corpus.select("dev")[:48]
+        if not self.train_items or not self.dev_items:
+            raise ConfigError(f"{corpus / 'teacher'} needs utterances of the splits train and dev")
         sizes = [min(LONGEST, -(-self.data.corpus.rows[i]["samples"] // 1280)) for i in self.train_items]
         self.batches = Batches(sizes, budget, seed)
         torch.manual_seed(seed)
@@ -128,3 +133,39 @@ def padded(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]
     tokens = torch.nn.utils.rnn.pad_sequence([codes for codes, _ in pieces], batch_first=True)
     mel = torch.nn.utils.rnn.pad_sequence([mel.T for _, mel in pieces], batch_first=True).transpose(1, 2)
     return tokens, mel, torch.tensor([len(codes) for codes, _ in pieces])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``tokenizer``: the folder of the finished tokenizer. ``budget``: codes to a step, padding counted."""
+
+    name: ClassVar[str] = "glm4_decoder"
+    size: Literal["nano", "tiny"] = "nano"
+    tokenizer: str = "~/viva-runs/glm4_tokenizer/model"
+    steps: int = 6000
+    budget: int = 640
+    rate: float = 1.5e-3
+    evaluate_every: int = 500
+    save_every: int = 100
+    seed: int = 0
+
+
+def open(corpus: Path, options: Options, report: Report | None = None) -> DecoderRecipe:
+    """The recipe on a corpus folder of sets."""
+    tokenizer = read_tokenizer(Path(options.tokenizer).expanduser())
+    config = GLM4DecoderConfig.nano() if options.size == "nano" else tiny_config()
+    schedule = Schedule(
+        steps=options.steps, evaluate_every=options.evaluate_every, save_every=options.save_every, log_every=50
+    )
+    return DecoderRecipe(
+        corpus, tokenizer, replace(config, vocab_size=tokenizer.config.codes), seed=options.seed, schedule=schedule,
+        budget=options.budget, rate=options.rate, report=report,
+    )  # fmt: skip
+
+
+def tiny_config() -> GLM4DecoderConfig:
+    """The nano form, narrow and shallow: that it learns, not that it sounds."""
+    return replace(
+        GLM4DecoderConfig.nano(), dim=16, n_heads=2, ffn_dim=24, n_layers=1, channels=(16,), n_blocks=1, n_mid_blocks=1,
+        unet_heads=2, unet_head_dim=8, unet_ffn_dim=24, steps=2, window=10, token_window=4,
+    )  # fmt: skip

@@ -15,17 +15,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivavoce.asr.whisper import Whisper
-from vivavoce.checkpoints.native import save_native
+from vivavoce.asr.whisper import Whisper, WhisperConfig
+from vivavoce.checkpoints import store
+from vivavoce.checkpoints.native import build, open_native, save_native
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
+from vivavoce.config import from_dict
+from vivavoce.errors import ConfigError
 from vivavoce.nn.vector_quantizer import CodebookUpkeep, k_means
-from vivavoce.train.loop import Schedule, restore
+from vivavoce.train.loop import Report, Schedule, restore
 from vivavoce.train.utterances import Batches, Utterances, pad
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"  # 0 is CTC's blank
@@ -70,7 +73,7 @@ class TokenizerRecipe:
     def __init__(
         self, corpus: Path, config: GLM4TokenizerConfig, whisper: Whisper | None, *, seed: int = 0,
         schedule: Schedule | None = None, budget_s: float = 40.0, rate: float = 5e-5, frozen: int = 200,
-        before: Path | None = None,
+        before: Path | None = None, report: Report | None = None,
     ):  # fmt: skip
         self.seed, self.rate, self.budget_s, self.frozen = seed, rate, budget_s, frozen
         self.schedule = schedule or Schedule(steps=1500, evaluate_every=250, save_every=100)
@@ -85,7 +88,7 @@ class TokenizerRecipe:
         self.dev_items = {name: items({name: part}, "dev")[:60] for name, part in sets.items()}
         self.batches = Batches([item.row["samples"] for item in self.train_items], round(budget_s * 16_000), seed)
         if before is None:
-            tokenizer.codebook.weight.data = self._first_codebook(tokenizer)
+            tokenizer.codebook.weight.data = self._first_codebook(tokenizer, report)
         self.model = nn.ModuleDict(
             {
                 "tokenizer": tokenizer,
@@ -161,7 +164,9 @@ class TokenizerRecipe:
         save_native(folder, "glm4_tokenizer", self.config, self.model["tokenizer"].state_dict())
 
     @torch.inference_mode()
-    def _first_codebook(self, tokenizer: GLM4Tokenizer, seconds: float = 1500.0) -> Tensor:
+    def _first_codebook(
+        self, tokenizer: GLM4Tokenizer, report: Report | None = None, seconds: float = 1500.0
+    ) -> Tensor:
         found, total = [], 0.0
         for number in torch.randperm(len(self.train_items)).tolist():
             item = self.train_items[number]
@@ -169,15 +174,25 @@ class TokenizerRecipe:
             pooled, real = pooled_states(tokenizer, wave, torch.tensor([wave.shape[1]]))
             found.append(pooled[real])
             total += wave.shape[1] / 16_000
+            if report is not None:
+                report("first codebook", min(total, seconds), seconds)
             if total > seconds:
                 break
-        return k_means(torch.cat(found), self.config.codes).clone()
+        states = torch.cat(found)
+        if len(states) < self.config.codes:
+            raise ConfigError(f"the corpus gives {len(states)} states for {self.config.codes} codes; make a larger one")
+        return k_means(states, self.config.codes).clone()
 
 
 def start_from_whisper(tokenizer: GLM4Tokenizer, whisper: Whisper) -> None:
     """Copy convolutions, positions and the lower layers. Causal padding delays every frame by one, so positions move
     along."""
     encoder = whisper.encoder
+    if whisper.config.audio_dim != tokenizer.config.dim:
+        raise ConfigError(
+            f"the recogniser is {whisper.config.audio_dim} wide and the tokenizer {tokenizer.config.dim}; begin with "
+            "whisper-base, or from scratch with --set whisper=none"
+        )
     with torch.no_grad():
         for ours, theirs in ((tokenizer.conv1, encoder.conv1), (tokenizer.conv2, encoder.conv2)):
             ours.weight.copy_(theirs.weight)
@@ -231,7 +246,47 @@ def edits(got: list[str], wanted: list[str]) -> int:
     return row[-1]
 
 
-def tiny(corpus: Path) -> TokenizerRecipe:
-    """Two layers of width 16 from scratch, twenty steps."""
-    config = replace(GLM4TokenizerConfig.tiny(), context=1500)
-    return TokenizerRecipe(corpus, config, None, schedule=Schedule(steps=20, evaluate_every=10), budget_s=4.0, rate=1e-3)
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``whisper``: the pulled recogniser whose lower layers it begins with, or none. ``before``: the run to go on from
+    instead. ``budget_s``: seconds of speech to a step, padding counted. ``frozen``: steps in which only the speller
+    learns.
+    """
+
+    name: ClassVar[str] = "glm4_tokenizer"
+    size: Literal["nano", "tiny"] = "nano"
+    whisper: str = "whisper-base"
+    before: str = ""
+    steps: int = 1100
+    budget_s: float = 40.0
+    rate: float = 5e-5
+    frozen: int = 200
+    evaluate_every: int = 200
+    save_every: int = 100
+    seed: int = 0
+
+
+def open(corpus: Path, options: Options, report: Report | None = None) -> TokenizerRecipe:
+    """The recipe on a corpus folder of sets."""
+    config = GLM4TokenizerConfig.nano() if options.size == "nano" else tiny_config()
+    schedule = Schedule(
+        steps=options.steps, warmup=0.05, evaluate_every=options.evaluate_every, save_every=options.save_every
+    )
+    return TokenizerRecipe(
+        corpus, config, None if options.whisper == "none" else pulled(options.whisper), seed=options.seed,
+        schedule=schedule, budget_s=options.budget_s, rate=options.rate, frozen=options.frozen,
+        before=Path(options.before).expanduser() if options.before else None, report=report,
+    )  # fmt: skip
+
+
+def pulled(name: str) -> Whisper:
+    """A pulled Whisper in float32."""
+    about = open_native(store.locate(name))
+    if about.system != "whisper":
+        raise ConfigError(f"{name} is no Whisper; begin with whisper-base, or from scratch with --set whisper=none")
+    return build(Whisper, from_dict(WhisperConfig, about.config), about.tensors())
+
+
+def tiny_config() -> GLM4TokenizerConfig:
+    """Two layers of width 16: that it learns, not that it hears."""
+    return replace(GLM4TokenizerConfig.tiny(), context=1500)

@@ -1,6 +1,6 @@
 """Train the small HiFT vocoder on one voice: mel of a recording in, the recording out.
 
-    python -m vivavoce.recipes.hift CORPUS RUN [--steps 9000] [--resume]      # about 40 minutes on one CPU thread
+    viva train hift      # about 40 minutes on one CPU thread
 
 No adversary: spectral convergence and log magnitude at three resolutions (Yamamoto, Song, Kim 2020, "Parallel
 WaveGAN", arXiv 1910.11480, section 2.2), the log mel, and the fundamental, told by WORLD's Dio and StoneMask. The sines
@@ -10,12 +10,12 @@ in some the mel is blurred and noised, as decoders give it, while the wave to re
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from vivavoce.audio.mel import mel_spectrum
 from vivavoce.checkpoints.native import save_native
 from vivavoce.errors import ConfigError, require
 from vivavoce.nn.streaming import bfloat16_pays
-from vivavoce.train.loop import Schedule, train
+from vivavoce.train.loop import Report, Schedule
 from vivavoce.train.utterances import SAMPLE_RATE, Utterances
 from vivavoce.vocoders.hift import HiFT, HiFTConfig, source_noise
 
@@ -84,12 +84,16 @@ def losses(model: HiFT, batch: Batch, predicted: Tensor | None = None) -> dict[s
 class Pitches:
     """f0 in Hz of every frame of a corpus, measured once and kept beside it as ``f0.npy``."""
 
-    def __init__(self, corpus: Utterances, folder: Path, hop: int):
+    def __init__(self, corpus: Utterances, folder: Path, hop: int, report: Report | None = None):
         counts = [row["samples"] // hop for row in corpus.rows]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         path = folder / "f0.npy"
         if not path.exists():
-            found = [measured_f0(corpus.wave(i).numpy(), hop) for i in range(len(corpus.rows))]
+            found = []
+            for number in range(len(corpus.rows)):
+                found.append(measured_f0(corpus.wave(number).numpy(), hop))
+                if report is not None:
+                    report("fundamental", number + 1, len(corpus.rows))
             part = folder / "f0.part.npy"
             np.save(part, np.concatenate(found).astype(np.float32))
             os.replace(part, path)
@@ -128,14 +132,14 @@ class HiFTRecipe:
 
     def __init__(
         self, corpus: Path, config: HiFTConfig, schedule: Schedule, *, frames: int = 40, rows: int = 8,
-        rate: float = 8e-4, learnt: int = 2000, seed: int = 0,
+        rate: float = 8e-4, learnt: int = 2000, seed: int = 0, report: Report | None = None,
     ):  # fmt: skip
         if config.sample_rate != SAMPLE_RATE:
             raise ConfigError(f"the corpus has {SAMPLE_RATE} Hz and the vocoder {config.sample_rate}; they must agree")
         self.config, self.schedule, self.seed = config, schedule, seed
         self.frames, self.rows, self.rate, self.learnt = frames, rows, rate, learnt
         self.corpus = Utterances(corpus)
-        self.pitches = Pitches(self.corpus, corpus, config.hop_length)
+        self.pitches = Pitches(self.corpus, corpus, config.hop_length, report)
         self.train, self.dev = self.corpus.select("train"), self.corpus.select("dev")
         if not self.train or not self.dev:
             raise ConfigError(f"{corpus} needs utterances of the splits train and dev")
@@ -233,34 +237,46 @@ class HiFTRecipe:
         return wave, mel_spectrum(wave, self.config.mel)
 
 
-def nano(corpus: Path, steps: int = 9000) -> HiFTRecipe:
-    """The 0.6 M vocoder; about a quarter of a second a step on one thread of a server CPU."""
-    return HiFTRecipe(corpus, HiFTConfig.nano(), Schedule(steps=steps, clip=5.0, evaluate_every=500, save_every=250))
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``voice``: the set of the corpus to learn from. ``frames``: length of a training window, ``rows``: how many to a
+    step. ``learnt``: the step from which on the predicted fundamental is used too.
+    """
+
+    name: ClassVar[str] = "hift"
+    size: Literal["nano", "tiny"] = "nano"
+    voice: str = "teacher"
+    steps: int = 9000
+    frames: int = 40
+    rows: int = 8
+    rate: float = 8e-4
+    learnt: int = 2000
+    evaluate_every: int = 500
+    save_every: int = 250
+    seed: int = 0
 
 
-def tiny(corpus: Path) -> HiFTRecipe:
-    """A few channels and forty short steps: that it learns, not that it sounds."""
-    config = HiFTConfig(
+def open(corpus: Path, options: Options, report: Report | None = None) -> HiFTRecipe:
+    """The recipe on a corpus folder of sets."""
+    config = HiFTConfig.nano() if options.size == "nano" else tiny_config()
+    schedule = Schedule(
+        steps=options.steps, clip=5.0, evaluate_every=options.evaluate_every, save_every=options.save_every
+    )
+    return HiFTRecipe(
+        corpus / options.voice, config, schedule, frames=options.frames, rows=options.rows, rate=options.rate,
+        learnt=options.learnt, seed=options.seed, report=report,
+    )  # fmt: skip
+
+
+def tiny_config() -> HiFTConfig:
+    """A few channels: that it learns, not that it sounds."""
+    return HiFTConfig(
         channels=32, block_kernels=(3,), block_dilations=((1, 3),), source_block_kernels=(3, 3),
         source_block_dilations=((1,), (1,)), predictor_channels=16, predictor_layers=2, sample_rate=SAMPLE_RATE,
     )  # fmt: skip
+
+
+def tiny(corpus: Path) -> HiFTRecipe:
+    """Forty short steps of the tiny vocoder on one set."""
     schedule = Schedule(steps=40, clip=5.0, evaluate_every=40)
-    return HiFTRecipe(corpus, config, schedule, frames=20, rows=4, rate=3e-3, learnt=30)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the small HiFT vocoder on one voice.")
-    parser.add_argument("corpus", type=Path, help="folder with waves.i16 and index.jsonl")
-    parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=9000)
-    parser.add_argument("--stop-after", type=float, help="seconds after which to save and stop")
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
-    recipe = nano(options.corpus, options.steps)
-    figures = train(recipe, options.run, resume=options.resume, stop_after=options.stop_after)
-    recipe.finish(options.run / "model")
-    print(figures)
-
-
-if __name__ == "__main__":
-    main()
+    return HiFTRecipe(corpus, tiny_config(), schedule, frames=20, rows=4, rate=3e-3, learnt=30)

@@ -5,6 +5,8 @@
     3 ten      ten modules, each beginning as a copy of the one
     4 joint    everything, the modules' loss reaching the backbone
 
+    viva train vita_audio --set stage=1      # then 2, 3, 4
+
 Each stage begins with the weights of the one before. ``interleave`` is the checkpoint's kind (Boost).
 """
 
@@ -14,7 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +28,9 @@ from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig, begin_modul
 from vivavoce.dialogue.vita_audio_prompts import INTERLEAVES, VITATokens
 from vivavoce.dialogue.vita_audio_writing import MODES, Grammar, Writer, write_by_grammar
 from vivavoce.errors import ConfigError
-from vivavoce.recipes.vita_audio_records import Corpus, Record, batch, records
-from vivavoce.train.loop import CHECKPOINT, Schedule
+from vivavoce.recipes.vita_audio_records import Corpus, Record, batch, make_tokenizer, records, vocabulary_size
+from vivavoce.train.codes import read_tokenizer
+from vivavoce.train.loop import CHECKPOINT, Report, Schedule
 from vivavoce.train.utterances import Batches
 
 
@@ -57,9 +60,10 @@ class VITAAudioRecipe:
     def __init__(
         self, corpus: Path, tokenizer: GLM4Tokenizer, tokens: VITATokens, config: VITAAudioConfig, stage: Stage, *,
         before: Path | None = None, sets: tuple[str, ...] = ("teacher", "questions", "digits"), seed: int = 0,
-        budget: int = 3000, noise: float = 0.04, schedule: Schedule | None = None, report=None,
+        budget: int = 3000, noise: float = 0.04, schedule: Schedule | None = None, report: Report | None = None,
     ):  # fmt: skip
-        self.name, self.seed, self.stage, self.noise, self.budget = f"vita_audio-{stage.number}", seed, stage, noise, budget
+        self.name, self.seed, self.stage = f"vita_audio-{stage.number}", seed, stage
+        self.noise, self.budget = noise, budget
         self.schedule = schedule or Schedule(steps=stage.steps, evaluate_every=500, save_every=100, log_every=50)
         self.tokens, self.sets, self.interleave = tokens, sets, INTERLEAVES["boost"]
         self.config = config.with_modules(stage.modules)
@@ -93,7 +97,7 @@ class VITAAudioRecipe:
                 "budget": self.budget, "steps": self.schedule.steps}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
-        own = [p for p in self.net.modules_.parameters()]
+        own = list(self.net.modules_.parameters())
         chosen = {id(p) for p in own}
         rest = [p for p in self.net.parameters() if id(p) not in chosen and p.requires_grad]
         groups = [{"params": rest, "lr": self.stage.rate}, {"params": own, "lr": self.stage.module_rate}]
@@ -118,10 +122,11 @@ class VITAAudioRecipe:
                 if part:
                     figures |= {f"{name} {task} {k}": v for k, v in self._teacher_forced(part).items()}
                 if part and task != "speak":
-                    figures[f"{name} {task} exact"] = 100 * np.mean([self.write(r, "vanilla") == r.answer for r in part[:40]])
+                    exact = [self.write(r, "vanilla") == r.answer for r in part[:40]]
+                    figures[f"{name} {task} exact"] = 100 * float(np.mean(exact))
                     if task == "answer" and self.config.modules == 10:
                         exact = [self.write(r, "boost") == r.answer for r in part[:40]]
-                        figures[f"{name} {task} exact boost"] = 100 * np.mean(exact)
+                        figures[f"{name} {task} exact boost"] = 100 * float(np.mean(exact))
         return figures
 
     def _teacher_forced(self, part: list[Record]) -> dict[str, float]:
@@ -146,9 +151,10 @@ class VITAAudioRecipe:
         """A few answers as text."""
         folder.mkdir(parents=True, exist_ok=True)
         chosen = [found[i] for found in self.dev.values() for i in range(0, min(len(found), 200), 20)]
-        rows = [{"task": r.task, "heard": r.heard, "wanted": r.answer, "written": self.write(r, "vanilla")} for r in chosen]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{step:06d}.jsonl").write_text(lines, encoding="utf-8")
+        with (folder / f"{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+            for record in chosen:
+                row = {"task": record.task, "heard": record.heard, "wanted": record.answer}
+                file.write(json.dumps({**row, "written": self.write(record, "vanilla")}) + "\n")
 
 
 @torch.inference_mode()
@@ -179,6 +185,8 @@ def shares(found: list[Record], seed: int) -> list[int]:
 
 def start_from(model: VITAAudio, run: Path) -> None:
     """The weights of a finished run of the stage before; modules it does not have stay as they are."""
+    if not (run / CHECKPOINT).exists():
+        raise ConfigError(f"there is no run of the stage before in {run}; train that stage first, or name its run")
     with safe_open(run / CHECKPOINT, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118 (not a mapping)
         stored = {name.removeprefix("model."): file.get_tensor(name) for name in names}
@@ -194,11 +202,51 @@ def nano_config(vocab_size: int) -> VITAAudioConfig:
     return VITAAudioConfig.nano(vocab_size)
 
 
-def tiny(corpus: Path, tokenizer: GLM4Tokenizer, tokens: VITATokens, vocab_size: int, sets: tuple[str, ...]):
-    """Stage 1 at width 32 for a few steps."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``stage``: 1 align, 2 one module, 3 ten modules, 4 joint; each goes on from the run ``before`` (default: the
+    stage before, where the verb puts it). ``tokenizer``: the folder of the finished tokenizer. ``sets``: of the corpus.
+    ``steps``: 0 for the stage's own number. ``budget``: tokens to a step, padding counted. ``noise``: share of the
+    heard speech tokens that are disturbed.
+    """
+
+    stage: Literal[1, 2, 3, 4] = 1
+    size: Literal["nano", "tiny"] = "nano"
+    before: str = ""
+    tokenizer: str = "~/viva-runs/glm4_tokenizer/model"
+    sets: tuple[str, ...] = ("teacher", "questions", "digits")
+    steps: int = 0
+    budget: int = 3000
+    noise: float = 0.04
+    evaluate_every: int = 500
+    save_every: int = 100
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"vita_audio-{self.stage}"
+
+
+def open(corpus: Path, options: Options, report: Report | None = None) -> VITAAudioRecipe:
+    """One stage on a corpus folder of sets."""
+    before, stage = options.before, STAGES[options.stage]
+    if not before and stage.number > 1:
+        before = f"~/viva-runs/{replace(options, stage=stage.number - 1).name}"
+    tokenizer = read_tokenizer(Path(options.tokenizer).expanduser())
+    tokens = VITATokens(make_tokenizer(tokenizer.config.codes))
+    size = nano_config if options.size == "nano" else tiny_config
+    schedule = Schedule(
+        steps=options.steps or stage.steps, evaluate_every=options.evaluate_every, save_every=options.save_every,
+        log_every=50,
+    )  # fmt: skip
+    return VITAAudioRecipe(
+        corpus, tokenizer, tokens, size(vocabulary_size(tokens)), stage,
+        before=Path(before).expanduser() if before else None, sets=options.sets, seed=options.seed,
+        budget=options.budget, noise=options.noise, schedule=schedule, report=report,
+    )  # fmt: skip
+
+
+def tiny_config(vocab_size: int) -> VITAAudioConfig:
+    """Two layers of width 24: that it learns, not that it answers."""
     config = VITAAudioConfig.tiny()
-    config = replace(config, vocab_size=vocab_size, decoder=replace(config.decoder, context=512))
-    schedule = Schedule(steps=30, evaluate_every=15, log_every=5)
-    return VITAAudioRecipe(corpus, tokenizer, tokens, config, STAGES[1], sets=sets, budget=400, schedule=schedule)
-
-
+    return replace(config, vocab_size=vocab_size, decoder=replace(config.decoder, context=512))

@@ -54,7 +54,7 @@ def make_tokenizer(codes: int, vocabulary: int = 900) -> Tokenizer:
     engine.decoder = decoders.ByteLevel()
     prompts = [f"{role}\n" for role in ("system", "user", "assistant")] + [LUKE, SPEAK, TRANSCRIBE.replace(CLIP, "")]
     spoken = [text for q in questions(0, 4000) for text in (q.text, q.answer)] + sentences(0, 2000)
-    words = [f" {word}" for word in VOCABULARY] + [word for word in VOCABULARY]
+    words = [f" {word}" for word in VOCABULARY] + list(VOCABULARY)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )

@@ -16,10 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
+from vivavoce.checkpoints.native import build, open_native
+from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
+from vivavoce.config import from_dict
+from vivavoce.errors import ConfigError
 from vivavoce.train.utterances import Utterances, pad
 
 BATCH_S = 60
+Report = Callable[[str, float, float], None]
+
+
+def read_tokenizer(folder: Path) -> GLM4Tokenizer:
+    """The tokenizer of a model folder; ConfigError where there is none."""
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"there is no tokenizer in {folder}; train one first:  viva train glm4_tokenizer")
+    about = open_native(folder)
+    if about.system != "glm4_tokenizer":
+        raise ConfigError(f"{folder} holds a model of {about.system}, not a tokenizer; name the folder of one")
+    return build(GLM4Tokenizer, from_dict(GLM4TokenizerConfig, about.config), about.tensors())
 
 
 def fingerprint(tokenizer: GLM4Tokenizer) -> str:
@@ -34,7 +48,7 @@ def fingerprint(tokenizer: GLM4Tokenizer) -> str:
 class CodedUtterances:
     """A set with its codes."""
 
-    def __init__(self, folder: Path, tokenizer: GLM4Tokenizer, report: Callable[[str, float, float], None] | None = None):
+    def __init__(self, folder: Path, tokenizer: GLM4Tokenizer, report: Report | None = None):
         self.corpus = Utterances(folder)
         per = tokenizer.config.samples_per_code
         counts = [-(-row["samples"] // per) for row in self.corpus.rows]
@@ -42,6 +56,7 @@ class CodedUtterances:
         path, about = folder / "codes-glm4.i16", folder / "codes-glm4.json"
         mark = {"tokenizer": fingerprint(tokenizer), "codes": int(sum(counts))}
         if not about.exists() or json.loads(about.read_text(encoding="utf-8")) != mark:
+            about.unlink(missing_ok=True)  # the codes to come are not those it tells of
             _encode(self.corpus, tokenizer, counts, path, report)
             about.write_text(json.dumps(mark) + "\n", encoding="utf-8")
         self.codes = np.fromfile(path, dtype="<i2")
@@ -53,10 +68,7 @@ class CodedUtterances:
 
 
 @torch.inference_mode()
-def _encode(
-    corpus: Utterances, tokenizer: GLM4Tokenizer, counts: list[int], path: Path,
-    report: Callable[[str, float, float], None] | None,
-) -> None:  # fmt: skip
+def _encode(corpus: Utterances, tokenizer: GLM4Tokenizer, counts: list[int], path: Path, report: Report | None) -> None:
     """All codes of a set, similar lengths together."""
     starts = np.cumsum([0, *counts])
     made = np.zeros(int(starts[-1]), dtype="<i2")

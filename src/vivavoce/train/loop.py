@@ -13,13 +13,20 @@ their batches the same way. So a run that was killed goes on from its last check
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
+import shutil
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vivavoce.errors import CheckpointError, ConfigError
+from vivavoce.train.events import Events
 
 CHECKPOINT, LOG, ABOUT = "checkpoint.safetensors", "log.jsonl", "recipe.json"
 Report = Callable[[str, float, float], None]
@@ -44,6 +52,11 @@ class Schedule:
     log_every: int = 20
     evaluate_every: int = 500
     save_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
 
     def factor(self, step: int) -> float:
         """The learning rate of a step as a share of its peak."""
@@ -85,61 +98,69 @@ class Recipe(Protocol):
 
 def train(
     recipe: Recipe, folder: Path, *, resume: bool = False, stop_after: float | None = None,
-    report: Report | None = None,
+    report: Report | None = None, evaluated: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Run a recipe in ``folder`` until its last step, or for ``stop_after`` seconds; gives the last evaluation.
 
-    ``resume`` goes on from the folder's checkpoint. Interrupted or stopped, the run saves itself first.
+    ``resume`` goes on from the folder's checkpoint. ``report`` hears of every step, ``evaluated`` of every evaluation.
+    Asked to leave (Ctrl-C, SIGTERM), the run completes its step, saves itself and raises KeyboardInterrupt or
+    SystemExit; asked once more, it leaves at once and its last checkpoint stays.
     """
-    optimizer = recipe.optimizer()
+    optimizer, schedule, began = recipe.optimizer(), recipe.schedule, time.monotonic()
     peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    check_folder(folder, resume)
+    _check_space(folder, recipe.model, optimizer, resume)
     step = _open(recipe, folder, optimizer, resume)
-    log, events = _Log(folder / LOG, step), _events(folder)
-    schedule, began, since, first = recipe.schedule, time.monotonic(), time.monotonic(), step
-    figures: dict[str, float] = {}
+    log, events, pace = _Log(folder / LOG, step), Events(folder / "events"), _Pace()
     recipe.model.train()
     try:
-        while step < schedule.steps:
-            torch.manual_seed(recipe.seed * 1_000_003 + step)
-            factor = schedule.factor(step)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            optimizer.zero_grad(set_to_none=True)
-            terms = recipe.loss(step)
-            terms["loss"].backward()
-            trained = [p for group in optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(trained, schedule.clip)
-            if not torch.isfinite(norm):
-                raise ConfigError(f"the gradients of step {step} are not finite; lower the learning rate")
-            optimizer.step()
-            step += 1
-            if step % schedule.log_every == 0 or step == schedule.steps:
-                now = time.monotonic()
-                row = {name: float(term.detach()) for name, term in terms.items()}
-                row |= {"norm": float(norm), "rate": factor, "step_s": (now - since) / (step - max(first, step - schedule.log_every))}
-                since = now
-                log.write({"step": step, **row})
-                _tell(events, "train", row, step)
-            if report is not None:
-                report(recipe.name, step, schedule.steps)
-            due = step == schedule.steps or (stop_after is not None and time.monotonic() - began > stop_after)
-            if step % schedule.evaluate_every == 0 or due:
-                figures = _evaluate(recipe, folder, step)
-                log.write({"step": step, "evaluation": figures})
-                _tell(events, "held-out", figures, step)
-                since, first = time.monotonic(), step
-            if step % schedule.save_every == 0 or due:
-                save(folder, recipe.model, optimizer, step)
-            if due:
-                break
-    except KeyboardInterrupt:
-        save(folder, recipe.model, optimizer, step)
-        raise
+        with _Asked() as asked:
+            while step < schedule.steps:
+                terms = _descend(recipe, optimizer, peaks, step)
+                step += 1
+                pace.steps += 1
+                if step % schedule.log_every == 0 or step == schedule.steps:
+                    row = {name: float(term.detach()) for name, term in terms.items()} | {"step_s": pace.seconds()}
+                    log.write({"step": step, **row})
+                    events.figures("train", row, step)
+                if report is not None:
+                    report(recipe.name, step, schedule.steps)
+                if asked.signal is not None:
+                    save(folder, recipe.model, optimizer, step)
+                    asked.leave()
+                due = step == schedule.steps or (stop_after is not None and time.monotonic() - began > stop_after)
+                if step % schedule.evaluate_every == 0 or due:
+                    log.evaluation = _evaluate(recipe, folder, step)
+                    log.write({"step": step, "evaluation": log.evaluation})
+                    events.figures("held-out", log.evaluation, step)
+                    events.samples(folder / "samples", step)
+                    if evaluated is not None:
+                        evaluated(step, log.evaluation)
+                    pace = _Pace()
+                if step % schedule.save_every == 0 or due:
+                    save(folder, recipe.model, optimizer, step)
+                if due:
+                    break
     finally:
         log.close()
-        if events is not None:
-            events.close()
-    return figures
+        events.close()
+    return log.evaluation
+
+
+def _descend(recipe: Recipe, optimizer: torch.optim.Optimizer, peaks: list[float], step: int) -> dict[str, Tensor]:
+    """One step; gives the terms of its loss, the norm of its gradients and its rate."""
+    torch.manual_seed(recipe.seed * 1_000_003 + step)
+    factor = recipe.schedule.factor(step)
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["lr"] = peak * factor
+    optimizer.zero_grad(set_to_none=True)
+    terms = recipe.loss(step)
+    terms["loss"].backward()
+    norm = nn.utils.clip_grad_norm_(_parameters(optimizer), recipe.schedule.clip)
+    if not torch.isfinite(norm):
+        raise ConfigError(f"the gradients of step {step} are not finite; lower the learning rate")
+    optimizer.step()
+    return {**terms, "norm": norm, "rate": torch.tensor(factor, dtype=torch.float64)}
 
 
 def _evaluate(recipe: Recipe, folder: Path, step: int) -> dict[str, float]:
@@ -153,39 +174,91 @@ def _evaluate(recipe: Recipe, folder: Path, step: int) -> dict[str, float]:
     return figures
 
 
+def check_folder(folder: Path, resume: bool) -> None:
+    """ConfigError where a new run would overwrite one, or where there is none to go on with."""
+    there = (folder / ABOUT).exists()
+    if there and not resume:
+        raise ConfigError(f"{folder} holds a run already; add --resume to go on with it, or name another folder")
+    if resume and not there:
+        raise ConfigError(f"{folder} holds no run to go on with; leave --resume out to begin one")
+
+
+def _check_space(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, resume: bool) -> None:
+    """ConfigError where two checkpoints, the old and the new, would not fit; moments take twice what they belong to."""
+    tensors = [*_weights(model).values(), *_parameters(optimizer), *_parameters(optimizer)]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors) * (1 if resume else 2)
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ConfigError(
+            f"a run in {folder} needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free there; free some, or name "
+            "a folder on another disk"
+        )
+
+
 def _open(recipe: Recipe, folder: Path, optimizer: torch.optim.Optimizer, resume: bool) -> int:
     """Make the folder of a new run, or read the checkpoint of an old one; gives the step to begin with."""
     about = json.loads(json.dumps({"recipe": recipe.name, "seed": recipe.seed, "settings": dict(recipe.settings())}))
     path = folder / ABOUT
     if not resume:
-        if path.exists():
-            raise ConfigError(f"{folder} holds a run already; add --resume to go on with it, or name another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _replace(path, json.dumps(about, indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError(f"no run can be written in {folder} ({error.strerror}); name another folder") from error
         return 0
-    if not path.exists():
-        raise ConfigError(f"{folder} holds no run to go on with; leave --resume out to begin one")
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for key in about["settings"] | {"seed": 0, "recipe": ""}:
-        old = before.get(key) if key in ("seed", "recipe") else before["settings"].get(key)
-        new = about[key] if key in ("seed", "recipe") else about["settings"][key]
-        if old != new:
-            raise ConfigError(f"the run in {folder} has {key} {old!r}, not {new!r}; use the same, or another folder")
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        old = {"recipe": before["recipe"], "seed": before["seed"], **before["settings"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not the description of a run; begin the run anew") from error
+    for key, new in {"recipe": about["recipe"], "seed": about["seed"], **about["settings"]}.items():
+        if old.get(key) != new:
+            raise ConfigError(_differs(folder, key, old.get(key), new))
     if not (folder / CHECKPOINT).exists():
         return 0  # killed before its first checkpoint
     return restore(folder, recipe.model, optimizer)
 
 
+def _differs(folder: Path, key: str, old: Any, new: Any) -> str:
+    """What differs, the first field of it where it has fields."""
+    while isinstance(old, dict) and isinstance(new, dict):
+        key, old, new = next((f"{key}.{k}", old.get(k), new[k]) for k in new if old.get(k) != new[k])
+    return f"the run in {folder} has {key} {old!r}, not {new!r}; use the same, or another folder"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one move."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 # ----------------------------------------------------------------------------------------------------- checkpoints
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Weights, moments and step in one safetensors file, moved into place when it is complete."""
+    """Weights, moments and step in one safetensors file, moved into place when it is complete and on the disk."""
     tensors = {f"model.{name}": tensor.detach().contiguous() for name, tensor in _weights(model).items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         for name, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value).detach().contiguous()
     part = folder / f"{CHECKPOINT}.part"
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, part, {"step": str(step)})
-    os.replace(part, folder / CHECKPOINT)
+    try:
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, part, {"step": str(step)})
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, folder / CHECKPOINT)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        why = "the disk is full" if _is_full(error) else str(error).partition("(os error")[0].strip()
+        raise CheckpointError(
+            f"step {step} could not be saved in {folder} ({why}); mend that, then go on from the checkpoint before it "
+            "with --resume"
+        ) from error
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
@@ -196,7 +269,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
             step = int((file.metadata() or {})["step"])
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint of a run; begin the run anew") from error
+        raise CheckpointError(f"{path} is not a readable checkpoint of a run; begin that run anew") from error
     own = _weights(model)
     theirs = {name.removeprefix("model."): t for name, t in stored.items() if name.startswith("model.")}
     for name in own:
@@ -222,40 +295,73 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-# ------------------------------------------------------------------------------------------------------------- log
+# --------------------------------------------------------------------------------------------------- log and signals
 class _Log:
-    """JSON lines; what a killed run wrote past its checkpoint is dropped."""
+    """JSON lines; what a killed run wrote past its checkpoint is dropped. ``evaluation``: the last one."""
 
     def __init__(self, path: Path, step: int):
-        kept = []
+        self.evaluation: dict[str, float] = {}
         if path.exists():
+            kept = []
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    row = json.loads(line)
+                    if row["step"] <= step:
                         kept.append(line)
-                except (ValueError, KeyError):
+                        self.evaluation = row.get("evaluation", self.evaluation)
+                except (ValueError, KeyError, TypeError):
                     continue
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
+            _replace(path, "".join(f"{line}\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        self._file.close()
 
 
-def _events(folder: Path) -> Any:
-    """A TensorBoard writer where TensorBoard is installed (extra ``train``), else None."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "events"))
+class _Pace:
+    """How long steps take: counted from when it was made, or last asked."""
+
+    def __init__(self):
+        self.steps, self._since = 0, time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds a step; counts anew."""
+        now = time.monotonic()
+        taken = (now - self._since) / max(1, self.steps)
+        self.steps, self._since = 0, now
+        return round(taken, 4)
 
 
-def _tell(events: Any, group: str, values: Mapping[str, float], step: int) -> None:
-    if events is not None:
-        for name, value in values.items():
-            events.add_scalar(f"{group}/{name}", value, step)
+class _Asked:
+    """Keeps Ctrl-C and SIGTERM until the step is done: half a step in a checkpoint could not be gone on from.
+
+    Inside a thread, where signals cannot be asked for, they stay as they are.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Asked:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._keep) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            self.leave()
+        self.signal = number
+
+    def leave(self) -> None:
+        """Do what was asked for."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + int(self.signal or signal.SIGTERM))

@@ -27,9 +27,14 @@ class Utterances:
         try:
             with (folder / "index.jsonl").open(encoding="utf-8") as file:
                 self.rows: list[dict[str, Any]] = [json.loads(line) for line in file]
+            self._waves = np.memmap(folder / "waves.i16", dtype="<i2", mode="r") if self.rows else np.zeros(0, "<i2")
+            end = max((row["offset"] + row["samples"] for row in self.rows), default=0)
         except OSError as error:
-            raise ConfigError(f"{folder} holds no corpus: make it with the recipe spoken_corpus") from error
-        self._waves = np.memmap(folder / "waves.i16", dtype="<i2", mode="r") if self.rows else np.zeros(0, "<i2")
+            raise ConfigError(f"{folder} holds no set of utterances: make it with the recipe spoken_corpus") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder} is damaged: make it anew with the recipe spoken_corpus") from error
+        if end > len(self._waves):
+            raise ConfigError(f"{folder / 'waves.i16'} is cut off: make it anew with the recipe spoken_corpus")
 
     def wave(self, number: int) -> Tensor:
         """(S,) float32 in [-1, 1]."""

@@ -226,7 +226,7 @@ class Source(nn.Module):
 
     def mixed(self, noise: Tensor) -> Tensor:
         """Noise (B, H + 1, S) as the one channel (B, S) in which it enters."""
-        return torch.tensordot(noise, self._weight(), dims=([1], [0]))
+        return torch.tensordot(noise.transpose(1, 2), self._weight(), dims=1)
 
     def forward(self, f0: Tensor, cycles: Tensor, phase: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """f0 (B, T) in Hz, cycles of the fundamental so far (B,) in float64, phase (B, H + 1) in radians, noise (B, S)
