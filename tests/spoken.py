@@ -43,11 +43,15 @@ def write_corpus(folder: Path) -> Path:
     """The sets teacher (answers and sentences), questions and digits: 40 utterances, a few of them held out."""
     split = ["dev" if number % 8 == 7 else "train" for number in range(10)]
     about = {"speaker": "tones", "kind": "question", "skill": "digits"}
-    pairs = [(word, WORDS[(number + 3) % 10], part) for number, (word, part) in enumerate(zip(WORDS, split, strict=True))]
+    pairs = [
+        (word, WORDS[(number + 3) % 10], part) for number, (word, part) in enumerate(zip(WORDS, split, strict=True))
+    ]
     digits = [{"text": a, "answer": f"you said {a}", "split": part, **about} for a, _, part in pairs]
     questions = [{"text": f"{a} {b}", "answer": f"you said {a}", "split": part, **about} for a, b, part in pairs]
     answers = [{"text": f"you said {a}", "split": part, "kind": "answer", "speaker": "tones"} for a, _, part in pairs]
-    sentences = [{"text": f"{b} and {a}", "split": part, "kind": "sentence", "speaker": "tones"} for a, b, part in pairs]
+    sentences = [
+        {"text": f"{b} and {a}", "split": part, "kind": "sentence", "speaker": "tones"} for a, b, part in pairs
+    ]
     write_set(folder / "teacher", answers + sentences, 0)
     write_set(folder / "questions", questions, 1)
     write_set(folder / "digits", digits, 2)

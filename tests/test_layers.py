@@ -15,7 +15,15 @@ LAYERS = (
     ("nn", "audio", "text", "state", "config", "errors"),
     ("codecs", "vocoders", "detect", "checkpoints", "search", "align"),
     ("asr", "tts", "dialogue", "lm"),
-    ("catalogue", "inspection", "conversions", "api", "talking"),  # each may use those before it
+    (
+        "catalogue",
+        "inspection",
+        "conversions",
+        "turns",
+        "speech_model",
+        "api",
+        "talking",
+    ),  # each may use those before it
     ("train",),
     ("recipes",),
     ("cli",),

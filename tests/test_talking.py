@@ -175,7 +175,7 @@ def test_the_result_is_saved_and_told(tmp_path: Path) -> None:
 
 
 def test_a_loudspeaker_that_runs_dry_is_counted() -> None:
-    listener = talking._Listener(1000)
+    listener = talking.Listener(1000)
     listener.take(Reply(events=(Event("heard", 0.0),)), now=9.0)
     assert listener.started is None and listener.played(9.0) == 0
     for now, underruns in ((10.0, 0), (10.4, 0), (12.0, 1), (12.1, 1)):  # half a second each

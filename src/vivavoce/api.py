@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vivavoce import speech_model
 from vivavoce.asr import Segment, Transcript
 from vivavoce.asr.whisper import SAMPLE_RATE, Whisper, WhisperConfig
 from vivavoce.asr.whisper_files import load_published, reads_the_window
@@ -118,6 +119,9 @@ def load(
     if options.int8:
         native.enable(store.cache_dir() / "kernels")
     text = str(name_or_path)
+    if speech_model.is_speech_model(text):
+        options.no_parts()
+        return speech_model.open_speech_model(text)
     if text in SOURCES:
         return _from_native(store.locate(text), text, options)
     path = Path(name_or_path).expanduser()
@@ -459,6 +463,10 @@ def transcribe(
     is no speech; a ``seed`` makes what is drawn at random repeatable. ``on_segment`` is called with each segment as it
     is written, ``on_progress`` with the seconds read so far. Memory does not grow with the length of a file.
     """
+    if speech_model.is_speech_model(model or os.environ.get("VIVA_MODEL")):
+        set_threads(threads)
+        parts = speech_model.open_speech_model(str(model or os.environ.get("VIVA_MODEL")))
+        return speech_model.transcribe(parts, _Heard(_blocks_of(source, sample_rate), on_progress))
     if task not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
     if not 1 <= beams <= 32:
@@ -535,8 +543,12 @@ def _blocks_of(source: str | Path | Tensor | np.ndarray, sample_rate: int | None
 # ---------------------------------------------------------------------------------------------------- speak
 
 
-def open_voice(name: str = VOICE, *, phonemes: str = "auto", device: str | None = None) -> VITSVoice:
-    """A voice, loaded once; it may serve several threads."""
+def open_voice(
+    name: str = VOICE, *, phonemes: str = "auto", device: str | None = None
+) -> VITSVoice | speech_model.SpeechModelVoice:
+    """A voice, loaded once; a VITS may serve several threads."""
+    if speech_model.is_speech_model(name):
+        return speech_model.SpeechModelVoice(speech_model.open_speech_model(name))
     found = _cached(name, device, None, phonemes, str(store.cache_dir()))
     if not isinstance(found, VITSVoice):
         raise UnknownNameError(f"{name} is no voice; use one of {', '.join(system('vits').weights)}")

@@ -196,7 +196,7 @@ CATALOGUE: tuple[System, ...] = (
             "vivavoce.nn.streaming",
         ),
         streams="exact",
-        streaming="the causal sizes token by token, nothing withheld; the published one call by call, as its authors do",
+        streaming="the causal sizes token by token, nothing withheld; the published one call by call as its authors do",
         paper="Zeng et al. 2024, arXiv 2412.02612; flow: Du et al. 2024, arXiv 2407.05407",
         licence="Apache-2.0",
     ),

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,50 +16,11 @@ from vivavoce.config import check_seed
 from vivavoce.dialogue import Event, Reply
 from vivavoce.dialogue.cascade import HEARING_RATE, Cascade, CascadeOptions, CascadeSession, Turn
 from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, UnknownNameError
+from vivavoce.turns import Listener, TalkResult
 
 BLOCK = 512  # samples: 32 ms, one decision of the voice activity detector
 TEXT_MODELS = ("qwen2.5-coder-1.5b-instruct", "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")  # best first
 HEADROOM = 1.3  # memory a model needs, in sizes of its file
-
-
-@dataclass
-class TalkResult:
-    """One question and its spoken answer. ``wave`` (S,) at ``sample_rate``; times in milliseconds.
-
-    ``first_sound_ms`` counts from the last sample of speech, so it contains the wait that tells an end from a pause.
-    """
-
-    heard: str
-    answer: str
-    wave: Tensor
-    sample_rate: int
-    first_sound_ms: float | None
-    parts_ms: dict[str, float]
-    real_time_factor: float | None
-    underruns: int
-    models: dict[str, str]
-    path: str | None = None
-
-    def save(self, path: str | Path) -> Path:
-        """Write the answer's sound."""
-        from vivavoce.audio.io import save
-
-        save(path, self.wave, self.sample_rate)
-        self.path = str(path)
-        return Path(path)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields of ``viva talk --json``."""
-        return {
-            "heard": self.heard,
-            "answer": self.answer,
-            "wave": self.path,
-            "first_sound_ms": None if self.first_sound_ms is None else round(self.first_sound_ms),
-            "parts_ms": {name: round(value) for name, value in self.parts_ms.items()},
-            "real_time_factor": None if self.real_time_factor is None else round(self.real_time_factor, 3),
-            "underruns": self.underruns,
-            "models": self.models,
-        }
 
 
 def available_memory() -> int:
@@ -73,6 +32,12 @@ def available_memory() -> int:
     except (OSError, KeyError, ValueError):
         pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
         return pages * os.sysconf("SC_PAGE_SIZE") // 2 if pages else 8 << 30
+
+
+def nothing_pulled() -> bool:
+    """Whether the parts of an assistant would have to be pulled first."""
+    here = store.installed()
+    return not any(name in here for name in TEXT_MODELS)
 
 
 def choose_text_model(memory: int | None = None) -> str:
@@ -130,33 +95,6 @@ def _must_be(name: str, stem: str, what: str) -> None:
         raise UnknownNameError(f"{name} is no {what}; use one of {known}")
 
 
-@dataclass
-class _Listener:
-    """The far side of a conversation: a loudspeaker that plays what comes in real time and notices a gap."""
-
-    rate: int
-    waves: list[Tensor] = field(default_factory=list)
-    started: float | None = None
-    underruns: int = 0
-
-    def take(self, reply: Reply, now: float) -> None:
-        if reply.wave_piece is None:
-            return
-        if self.started is None:
-            self.started = now
-        elif now - self.started > self.produced + 0.001:
-            self.underruns += 1
-            self.started = now - self.produced  # it fell silent and goes on from here
-        self.waves.append(reply.wave_piece)
-
-    @property
-    def produced(self) -> float:
-        return sum(wave.numel() for wave in self.waves) / self.rate
-
-    def played(self, now: float) -> float:
-        return 0.0 if self.started is None else min(self.produced, now - self.started)
-
-
 def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[Reply], None] | None = None,
              real_time: bool = True) -> Iterator[TalkResult]:  # fmt: skip
     """Play blocks of 16 kHz sound into a session at the speed they were spoken; yields each finished question and
@@ -167,7 +105,7 @@ def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[
     """
     session, clock = cascade.session(), cascade.clock
     session.real_time = real_time
-    listener, began = _Listener(session.sample_rate), clock()
+    listener, began = Listener(session.sample_rate), clock()
     fed, done, told = 0, 0, False  # told: the turn was given out, but its sound may still be playing
     try:
         for block in _then_silence(blocks, session):
@@ -179,7 +117,7 @@ def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[
             session.played(listener.played(clock()))
             reply = session.step(block)
             if told and any(event.kind == "speech_ended" for event in reply.events):
-                listener, told = _Listener(session.sample_rate), False  # from here on sound belongs to the next turn
+                listener, told = Listener(session.sample_rate), False  # from here on sound belongs to the next turn
             listener.take(reply, clock())
             if on_reply is not None:
                 on_reply(reply)
@@ -188,7 +126,7 @@ def converse(cascade: Cascade, blocks: Iterable[Tensor], *, on_reply: Callable[[
                     yield _result(cascade, session.turns[done], listener, event)
                     done, told = done + 1, True
                 if event.kind == "interrupted":
-                    listener, told = _Listener(session.sample_rate), False
+                    listener, told = Listener(session.sample_rate), False
     finally:
         session.close()
 
@@ -209,7 +147,7 @@ def _then_silence(blocks: Iterable[Tensor], session: CascadeSession) -> Iterator
         yield silence
 
 
-def _result(cascade: Cascade, turn: Turn, listener: _Listener, event: Event) -> TalkResult:
+def _result(cascade: Cascade, turn: Turn, listener: Listener, event: Event) -> TalkResult:
     wave = torch.cat(listener.waves) if listener.waves else torch.zeros(0)
     length = wave.numel() / listener.rate
     working = sum(turn.timing.parts.get(name, 0.0) for name in ("recognise", "answer")) / 1000

@@ -30,8 +30,8 @@ from vivavoce.lm.llama import Llama
 from vivavoce.nn.hifigan import HiFiGAN
 from vivavoce.tts import Speech, Voice
 from vivavoce.tts.vits import VITS
-from vivavoce.vocoders.hift import HiFT
 from vivavoce.vocoders import Vocoder
+from vivavoce.vocoders.hift import HiFT
 
 every_row = pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.stem)
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tiny import randomised
 from torch import Tensor
 
-from tests.tiny import randomised
 from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig, begin_module, copy_module, freeze_backbone
 from vivavoce.dialogue.vita_audio_writing import (
     MODES,

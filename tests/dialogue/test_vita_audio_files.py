@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.dialogue.vita_parts import parts
+
 from vivavoce.checkpoints.compact import expand, shrink
 from vivavoce.dialogue.vita_audio_files import open_bundle, read_config, save_bundle, small_weight
 from vivavoce.errors import CheckpointError

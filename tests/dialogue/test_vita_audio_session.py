@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.dialogue.vita_parts import parts
+
 from vivavoce.codecs.glm4_decoder import time_noise
 from vivavoce.dialogue.vita_audio_session import SpeechOut, VITAAudioSession, speak_codes
 from vivavoce.errors import AudioError, ConfigError

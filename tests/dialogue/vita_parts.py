@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import cache
 
 import torch
+from tests.tiny import randomised
 from torch import nn
 
-from tests.tiny import randomised
 from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
 from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig

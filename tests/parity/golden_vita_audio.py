@@ -11,8 +11,7 @@ import torch
 from tests.parity.compare import Case, relative
 from vivavoce.checkpoints.layouts.vita_audio import transformers
 from vivavoce.checkpoints.read import open_checkpoint
-from vivavoce.checkpoints.rules import import_weights
-from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig, freeze_backbone
+from vivavoce.dialogue.vita_audio import VITAAudio, freeze_backbone
 from vivavoce.dialogue.vita_audio_files import import_vita_audio
 from vivavoce.dialogue.vita_audio_prompts import Message, VITATokens
 from vivavoce.dialogue.vita_audio_writing import Writer, write_scheduled

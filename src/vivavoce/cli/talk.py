@@ -24,6 +24,13 @@ def talk(
     mic: Annotated[bool, typer.Option("--mic", help="Listen to the microphone until Ctrl-C.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="Where the answer's sound goes.")] = "answer.wav",
     play: Annotated[bool, typer.Option("--play", help="Play the answer while it is made (always with --mic).")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="One speech model in place of the parts: nano-talk (ships), or a folder."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="How a speech model drafts: vanilla, balance, boost or turbo.")
+    ] = "boost",
     recogniser: Annotated[
         str | None, typer.Option("--asr", envvar="VIVA_ASR", help="What hears: a name or path.")
     ] = None,
@@ -66,11 +73,20 @@ def talk(
 
     viva talk --mic
 
+    viva talk question.wav --model nano-talk --mode turbo    (one model hears, thinks and speaks; a small closed domain)
+
     viva talk question.wav --llm http://localhost:11434/v1 --llm-model llama3.2
     """
     if mic and file is not None:
         raise ConfigError("--mic and a file exclude each other; leave one out")
-    from vivavoce.talking import HEARING_RATE, assemble, check_endpoint, converse, question_file
+    from vivavoce.talking import (
+        HEARING_RATE,
+        assemble,
+        check_endpoint,
+        converse,
+        nothing_pulled,
+        question_file,
+    )
 
     check_endpoint(endpoint)
     import torch
@@ -88,6 +104,14 @@ def talk(
     source = None if mic else str(question_file()) if file is None else file
     if source not in (None, "-"):
         io.info(str(source))  # a bad file is told before models are loaded
+    if model is None and llm is None and nothing_pulled():
+        model = "nano-talk"
+        print(
+            "viva: no models are pulled, so the small one that ships answers: run  viva pull starter", file=sys.stderr
+        )
+    if model is not None:
+        _talk_directly(model, mode, source, output, play or mic, endpoint, not fast, seed, as_json)
+        return
     note("loading ...")
     cascade = assemble(
         recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,
@@ -126,6 +150,49 @@ def talk(
     if not understood and not mic:
         what = "speech was noticed, but no words were understood" if results else "no speech was found"
         raise AudioError(f"{what} in {source}; record it louder, or nearer to the microphone")
+
+
+def _talk_directly(
+    model: str, mode: str, source: str | None, output: str, play: bool, endpoint: float, real_time: bool,
+    seed: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """One question of a file, or one after the other from the microphone, answered by a speech model."""
+    from vivavoce import speech_model
+    from vivavoce.audio import io
+    from vivavoce.audio.loudspeaker import Loudspeaker
+    from vivavoce.dialogue.vita_audio_writing import mode_named
+
+    mode_named(mode)
+    parts = speech_model.open_speech_model(model)
+    if not as_json:
+        print(f"model    {parts.name}, mode {mode}\nanswer   ", end="", flush=True)
+    screen = _Screen(quiet=as_json)
+    screen.open = not as_json
+    player = Loudspeaker(parts.sample_rate) if play else None
+    try:
+        if source is not None:
+            result = speech_model.converse(
+                parts, io.read_blocks(source, speech_model.HEARING_RATE, 1.0), mode=mode, real_time=real_time,
+                seed=seed, on_reply=lambda reply: _follow(reply, screen, player),
+            )  # fmt: skip
+            if result.wave.numel():
+                result.save(output)
+            _tell(result, as_json, screen)
+            return
+        blocks = io.microphone(speech_model.HEARING_RATE, 0.032)
+        for result in speech_model.converse_live(
+            parts, blocks, mode=mode, endpoint=endpoint / 1000, on_reply=lambda reply: _follow(reply, screen, player)
+        ):
+            _tell(result, as_json, screen)
+            screen.open = not as_json
+    except KeyboardInterrupt:
+        note("")
+        if source is not None:
+            raise
+    finally:
+        screen.close()
+        if player is not None:
+            player.close(drain=source is not None)
 
 
 class _Screen:

@@ -70,9 +70,9 @@ class GLM4TokenizerConfig:
         """The sizes in a published ``config.json``; ConfigError where one is missing or a variant is not known."""
         try:
             if config.get("encoder_causal_attention") or not config["encoder_causal_convolution"]:
-                raise ConfigError("this tokenizer is not block-causal with causal convolutions; only that form is known")
+                raise ConfigError("this tokenizer is not block-causal with causal convolutions; give another one")
             if config["pooling_position"] != config["quantize_position"] or config["pooling_type"] != "avg":
-                raise ConfigError("this tokenizer does not average right before it quantises; only that form is known")
+                raise ConfigError("this tokenizer does not average right before it quantises; give another one")
             return cls(
                 n_mels=int(config["num_mel_bins"]), dim=int(config["d_model"]),
                 n_heads=int(config["encoder_attention_heads"]), n_layers=int(config["quantize_position"]),
@@ -211,7 +211,9 @@ class GLM4Tokenizer(nn.Module):
             frames = min(self.config.block, self.config.context - state.frames, wave.shape[1] // SAMPLES)
             rest = wave.shape[1] - SAMPLES * frames
             last = rest == 0 or state.frames + frames == self.config.context
-            ready, state = self._block(wave[:, : SAMPLES * frames + (0 if last else AHEAD)], frames, last, state, 0 if rest else empty)
+            ready, state = self._block(
+                wave[:, : SAMPLES * frames + (0 if last else AHEAD)], frames, last, state, 0 if rest else empty
+            )
             codes.append(ready)
             wave = wave[:, SAMPLES * frames :]
         if codes:
@@ -248,7 +250,9 @@ class GLM4Tokenizer(nn.Module):
             fresh = self.init_state(wave.shape[0])
             return codes, fresh
         past = torch.cat([state.past, sound], dim=1)[:, -half:]
-        return codes, GLM4TokenizerState(state.wave, past, conv1, conv2, tuple(caches), loudest, state.position + frames)
+        return codes, GLM4TokenizerState(
+            state.wave, past, conv1, conv2, tuple(caches), loudest, state.position + frames
+        )
 
 
 def block_causal(frames: int, block: int, device: torch.device | None = None) -> Tensor:

@@ -235,7 +235,7 @@ class VITAAudio(nn.Module):
 
 
 def window(x: Tensor, starts: Tensor) -> Tensor:
-    """The part of each row of x (B, T, ...) from its own start on: (B, T', ...), short rows repeat their last column."""
+    """The part of each row of x (B, T, ...) from its start on: (B, T', ...); short rows repeat their last column."""
     columns = x.shape[1] - int(starts.min())
     index = (starts[:, None] + torch.arange(columns, device=x.device)).clamp_max(x.shape[1] - 1)
     return x[torch.arange(len(x), device=x.device)[:, None], index]

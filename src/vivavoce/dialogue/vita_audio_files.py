@@ -31,7 +31,7 @@ def read_config(published: Mapping[str, Any]) -> VITAAudioConfig:
     """The sizes in a published ``config.json``; CheckpointError where it is of another family."""
     kind = published.get("model_type")
     if kind != "qwen2_mtp":
-        raise CheckpointError(f"model type {kind!r} is not VITA-Audio's qwen2_mtp; give the files of a plain checkpoint")
+        raise CheckpointError(f"model type {kind!r} is not VITA-Audio's qwen2_mtp; give a plain checkpoint")
     if published.get("rope_scaling") or published.get("use_sliding_window") or published.get("tie_word_embeddings"):
         raise CheckpointError("this checkpoint scales positions, slides its attention or ties its head: not supported")
     try:

@@ -152,8 +152,7 @@ class VITAAudioSession:
             self.writer.add([*tail, *self.behind])
             self.writer.begin_answer()
         passes = self.writer.passes
-        for reply in self._written(began, passes, spent_before):
-            yield reply
+        yield from self._written(began, passes, spent_before)
         self.result.finished = True
 
     def _read(self, tokens: list[int]) -> None:
@@ -243,4 +242,3 @@ def speak_codes(parts: VITAAudioParts, text: str, mode: str = "boost") -> Iterat
             waiting = []
     if waiting:
         yield waiting
-

@@ -71,7 +71,7 @@ class Writer:
         self.tokens += tokens
 
     def begin_answer(self) -> None:
-        """The prompt is complete, though its end may not be read yet: modules that read only so much of it begin here."""
+        """The prompt is complete, though its end may not be read yet: here modules with ``module_reads`` begin."""
         reads = self.model.config.module_reads
         if reads is not None:
             self.begun = max(0, len(self.tokens) - reads) + 1

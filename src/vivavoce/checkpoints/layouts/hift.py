@@ -33,8 +33,12 @@ def _block(theirs: str, ours: str) -> tuple[Row, ...]:
 PUBLISHED = Layout(
     name="hift published",
     signature=(
-        "m_source.l_linear.weight", "f0_predictor.classifier.weight", "source_downs.0.weight",
-        "source_resblocks.0.activations1.0.alpha", "conv_pre.weight_v", "conv_post.weight_v",
+        "m_source.l_linear.weight",
+        "f0_predictor.classifier.weight",
+        "source_downs.0.weight",
+        "source_resblocks.0.activations1.0.alpha",
+        "conv_pre.weight_v",
+        "conv_post.weight_v",
     ),  # longer than HiFi-GAN's, whose keys are among these
     rows=(
         *_plain("m_source.l_linear", "sines.merge"),
