@@ -1,0 +1,286 @@
+"""nano-talk measured: digits of an unseen speaker, unseen takes of known ones, a voice held out of all training, what
+the answers sound like; the four modes side by side; and the codec alone.
+
+    python -m benchmarks.nano_talk tasks --corpus ~/viva-runs/corpus [--model nano-talk] [--limit 300] [--modes boost]
+    python -m benchmarks.nano_talk heads --corpus ~/viva-runs/corpus
+    python -m benchmarks.nano_talk codec --corpus ~/viva-runs/corpus
+    python -m benchmarks.nano_talk latency --corpus ~/viva-runs/corpus
+
+The corpus is that of the recipe spoken_corpus; none of its test splits is used in training. Intervals are 95 %, from
+resampling the utterances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivavoce.dialogue.vita_audio_session import SpeechOut, VITAAudioParts, VITAAudioSession
+from vivavoce.recipes.spoken_domain import answer_to
+from vivavoce.recipes.vita_audio_records import Corpus, batch, records
+from vivavoce.speech_model import converse, open_speech_model
+from vivavoce.train.utterances import Utterances
+
+MODES = ("vanilla", "balance", "boost", "turbo")
+
+
+def interval(values: Sequence[tuple[float, float]], rounds: int = 1000) -> tuple[float, float, float]:
+    """Ratio of sums in per cent, with the 95 % interval over resampled items (wrong or right, out of)."""
+    if not values:
+        return float("nan"), float("nan"), float("nan")
+    draw, found = random.Random(0), []
+    for _ in range(rounds):
+        chosen = [values[draw.randrange(len(values))] for _ in values]
+        found.append(sum(a for a, _ in chosen) / max(1e-9, sum(b for _, b in chosen)))
+    found.sort()
+    whole = sum(a for a, _ in values) / max(1e-9, sum(b for _, b in values))
+    return 100 * whole, 100 * found[rounds // 40], 100 * found[-rounds // 40]
+
+
+def told(values: Sequence[tuple[float, float]]) -> str:
+    whole, low, high = interval(values)
+    return f"{whole:.1f} [{low:.1f}-{high:.1f}]"
+
+
+def edits(got: list[str], wanted: list[str]) -> int:
+    """Word edits between two sequences."""
+    row = list(range(len(got) + 1))
+    for i, want in enumerate(wanted, 1):
+        before, row[0] = row[0], i
+        for j, have in enumerate(got, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (want != have))
+    return row[-1]
+
+
+def run(parts: VITAAudioParts, wave: torch.Tensor, mode: str, task: str) -> tuple[str, list[int], torch.Tensor]:
+    """Text, codes and sound of what a session makes of a recording."""
+    session = VITAAudioSession(parts, mode=mode, task="transcribe" if task == "transcribe" else "answer")
+    session.step(wave)
+    pieces = [reply.wave_piece for reply in session.answer() if reply.wave_piece is not None]
+    return session.result.text, session.result.codes, torch.cat(pieces) if pieces else torch.zeros(0)
+
+
+def test_sets(corpus: Path, limit: int) -> dict[str, tuple[Utterances, list[int]]]:
+    """Name -> (set, numbers of its utterances)."""
+    digits, held = Utterances(corpus / "digits"), Utterances(corpus / "heldout")
+
+    def some(part: Utterances, split: str, keep: Callable[[dict[str, Any]], bool]) -> list[int]:
+        found = part.select(split, keep)
+        random.Random(1).shuffle(found)
+        return sorted(found[:limit])
+
+    plain = lambda row: row.get("skill") == "digits"  # noqa: E731
+    return {
+        "unseen speaker (digits)": (digits, some(digits, "test_unseen", plain)),
+        "known speakers (digits)": (digits, some(digits, "test_known", plain)),
+        "held-out voice": (held, some(held, "test", lambda row: True)),
+    }
+
+
+def tasks(parts: VITAAudioParts, corpus: Path, limit: int, modes: Iterable[str], judge: int, out: Path | None) -> None:
+    """Transcription by vanilla, answers in every mode, and what the answers sound like."""
+    rows: dict[str, Any] = {}
+    for name, (part, chosen) in test_sets(corpus, limit).items():
+        heard = []
+        for number in chosen:
+            text, _, _ = run(parts, part.wave(number), "vanilla", "transcribe")
+            wanted = part.rows[number]["text"].split()
+            heard.append((edits(text.split(), wanted), len(wanted)))
+        rows[f"{name}: transcription, word error %"] = told(heard)
+        print(f"{name}: transcription, word error % {told(heard)} ({len(heard)} utterances)", flush=True)
+        asked = [number for number in chosen if part.rows[number].get("answer")]
+        for mode in modes:
+            right, short, by_skill, sounds = [], [], defaultdict(list), []
+            for number in asked:
+                row = part.rows[number]
+                question = answer_to(row["text"])
+                assert question is not None and question.answer == row["answer"]
+                text, _, wave = run(parts, part.wave(number), mode, "answer")
+                good = float(text == row["answer"])
+                right.append((good, 1))
+                by_skill[row["skill"]].append((good, 1))
+                if len(row["text"].split()) <= 3:
+                    short.append((good, 1))
+                if len(sounds) < judge and len(wave):
+                    sounds.append((wave, text))
+            print(f"{name}: answers right % in {mode} {told(right)}", flush=True)
+            rows[f"{name}: answers right %, {mode}"] = told(right)
+            if "digits" in name:
+                rows[f"{name}: answers right %, 1 to 3 digits, {mode}"] = told(short)
+                print(f"   1 to 3 digits {told(short)}", flush=True)
+            else:
+                skills = {skill: round(interval(v)[0], 1) for skill, v in sorted(by_skill.items())}
+                rows[f"{name}: by skill, {mode}"] = skills
+                print(f"   {skills}", flush=True)
+            if sounds:
+                agreed = spoken_agreement(sounds, parts.sample_rate)
+                rows[f"{name}: words of the sound, {mode}"] = told(agreed)
+                print(f"   words of the sound that agree with the text % {told(agreed)}", flush=True)
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def spoken_agreement(sounds: list[tuple[torch.Tensor, str]], rate: int) -> list[tuple[float, float]]:
+    """Words of the text that Whisper base hears in the sound."""
+    found = []
+    for wave, text in sounds:
+        heard = hear(wave, rate).split()
+        words = text.split()
+        found.append((max(0, len(words) - edits(heard, words)), len(words)))
+    return found
+
+
+def hear(wave: torch.Tensor, rate: int) -> str:
+    """What Whisper base writes down, as plain words; numerals are spelled."""
+    import vivavoce
+    from vivavoce.text.numbers import number_words
+
+    quiet = torch.zeros(rate // 2)
+    text = vivavoce.transcribe(torch.cat([quiet, wave, quiet]), rate, model="whisper-base", language="en", vad=False).text
+    words = []
+    for word in "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).replace("-", " ").split():
+        words += number_words(int(word)).replace("-", " ").split() if word.isdigit() and len(word) < 3 else (
+            [number_words(int(digit)) for digit in word] if word.isdigit() else [word]
+        )  # fmt: skip
+    return " ".join(words)
+
+
+def heads(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
+    """Teacher-forced accuracy of backbone and modules over speech, and of whole blocks, on questions not trained on."""
+    known = Corpus(corpus, parts.tokenizer, ("teacher", "questions"))
+    found = [r for r in records(known, parts.tokens, "questions", "test", parts.interleave, ("answer",))][:limit]
+    right: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    blocks: list[tuple[float, float]] = []
+    for record in found:
+        ids, labels = batch([record], parts.tokens, np.random.default_rng(0), 0.0)
+        with torch.inference_mode():
+            pairs = parts.model.learned(ids, labels)
+            states = parts.model.teach(ids, starts=((labels >= 0).int().argmax(1) - (parts.model.config.module_reads or 0)))
+        for number, (hidden, wanted) in enumerate(pairs):
+            hit = parts.model.logits(hidden).argmax(-1) == wanted
+            speech = wanted >= parts.tokens.first_code
+            name = "backbone" if number == 0 else f"module {number - 1}"
+            right[name].append((float(hit[speech].sum()), float(speech.sum())))
+        blocks += block_hits(parts, record, ids, states)
+    for name, values in right.items():
+        print(f"{name}: speech tokens right % {told(values)}")
+    print(f"first blocks (8 codes drafted in a chain) exact % {told(blocks)}")
+
+
+def block_hits(parts: VITAAudioParts, record: Any, ids: torch.Tensor, states: list[torch.Tensor]) -> list[tuple[float, float]]:
+    """Is each of the first block's codes what its module says, all of them together?"""
+    answer = record.ids[len(record.prompt) :]
+    if parts.tokens.begin_audio not in answer:
+        return []
+    place = answer.index(parts.tokens.begin_audio)
+    start = max(0, len(record.prompt) - (parts.model.config.module_reads or 0))
+    good = True
+    for offset in range(8):
+        at = len(record.prompt) + place + offset  # reads the token here, writes the next
+        number = offset + 1  # module 0 writes the mark, module 1 the first code
+        if at + 1 >= ids.shape[1] or number >= len(states) - 1:
+            break
+        token = int(parts.model.logits(states[number + 1][0, at - start]).argmax())
+        good = good and token == int(ids[0, at + 1])
+    return [(float(good), 1)]
+
+
+def codec(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
+    """Codes of real sound through decoder and vocoder, beside the sound itself: word error, quality, intelligibility."""
+    teacher = Utterances(corpus / "teacher")
+    for kind in ("sentence", "answer", "book"):
+        chosen = teacher.select("test", lambda row, kind=kind: row["kind"] == kind)
+        waves = {"original": [], "through codes": []}
+        texts = []
+        for number in chosen[:limit]:
+            wave = teacher.wave(number)
+            with torch.inference_mode():
+                codes = parts.tokenizer(wave[None]).values[0, 0].tolist()
+                out = SpeechOut(parts)
+                made = torch.cat([out.step(codes[i : i + 8]) for i in range(0, len(codes), 8)] + [out.flush()])
+            waves["original"].append(wave)
+            waves["through codes"].append(made[: len(wave)])
+            texts.append(teacher.rows[number]["text"])
+        if not texts:
+            continue
+        for name, sounds in waves.items():
+            wrong = [(edits(hear(w, 16_000).split(), t.split()), len(t.split())) for w, t in zip(sounds, texts, strict=True)]
+            print(f"{kind}, {name}: word error % {told(wrong)} ({len(texts)} sentences){_judged(sounds, waves['original'])}")
+
+
+def _judged(sounds: list[torch.Tensor], originals: list[torch.Tensor]) -> str:
+    """DistillMOS, STOI and mel distance, where the judges are installed."""
+    text = ""
+    try:
+        from benchmarks.voice import naturalness
+
+        rate = naturalness()
+        text += f", DistillMOS {sum(rate(sound.numpy(), 16_000) for sound in sounds) / len(sounds):.2f}"
+    except ImportError:
+        pass
+    try:
+        from pystoi import stoi
+
+        values = [stoi(o[: len(s)].numpy(), s[: len(o)].numpy(), 16_000) for s, o in zip(sounds, originals, strict=True)]
+        text += f", STOI {sum(values) / len(values):.3f}"
+    except ImportError:
+        pass
+    return text
+
+
+def latency(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
+    """Time from the end of a question fed in real time to the first sound, and where it went."""
+    held = Utterances(corpus / "heldout")
+    chosen = held.select("test", lambda row: bool(row.get("answer")))
+    random.Random(2).shuffle(chosen)
+    for mode in MODES:
+        firsts, split, factor = [], defaultdict(list), []
+        for number in chosen[: limit + 2]:
+            result = converse(parts, [held.wave(number)], mode=mode, real_time=True)
+            if result.first_sound_ms is None:
+                continue
+            firsts.append(result.first_sound_ms)
+            factor.append(result.real_time_factor or 0.0)
+            for name, value in result.parts_ms.items():
+                split[name].append(value)
+        firsts, kept = firsts[2:], {name: values[2:] for name, values in split.items()}  # the first ones warm up
+        firsts.sort()
+        parts_text = ", ".join(f"{name} {sorted(v)[len(v) // 2]:.0f}" for name, v in kept.items())
+        print(f"{mode}: first sound median {firsts[len(firsts) // 2]:.0f} ms, largest {firsts[-1]:.0f} ms ({len(firsts)} "
+              f"questions); medians: {parts_text}; real-time factor {sorted(factor)[len(factor) // 2]:.2f}", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tasks", "heads", "codec", "latency"))
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--model", default="nano-talk")
+    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--judge", type=int, default=60, help="answers a set and mode that Whisper base listens to")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    parts, began = open_speech_model(args.model), time.perf_counter()
+    if args.what == "tasks":
+        tasks(parts, args.corpus.expanduser(), args.limit, args.modes.split(","), args.judge, args.out)
+    elif args.what == "heads":
+        heads(parts, args.corpus.expanduser(), args.limit)
+    elif args.what == "codec":
+        codec(parts, args.corpus.expanduser(), args.limit)
+    else:
+        latency(parts, args.corpus.expanduser(), args.limit)
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
