@@ -145,7 +145,9 @@ def hear(wave: torch.Tensor, rate: int) -> str:
     from vivavoce.text.numbers import number_words
 
     quiet = torch.zeros(rate // 2)
-    text = vivavoce.transcribe(torch.cat([quiet, wave, quiet]), rate, model="whisper-base", language="en", vad=False).text
+    text = vivavoce.transcribe(
+        torch.cat([quiet, wave, quiet]), rate, model="whisper-base", language="en", vad=False
+    ).text
     words = []
     for word in "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).replace("-", " ").split():
         words += number_words(int(word)).replace("-", " ").split() if word.isdigit() and len(word) < 3 else (
@@ -164,7 +166,9 @@ def heads(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
         ids, labels = batch([record], parts.tokens, np.random.default_rng(0), 0.0)
         with torch.inference_mode():
             pairs = parts.model.learned(ids, labels)
-            states = parts.model.teach(ids, starts=((labels >= 0).int().argmax(1) - (parts.model.config.module_reads or 0)))
+            states = parts.model.teach(
+                ids, starts=((labels >= 0).int().argmax(1) - (parts.model.config.module_reads or 0))
+            )
         for number, (hidden, wanted) in enumerate(pairs):
             hit = parts.model.logits(hidden).argmax(-1) == wanted
             speech = wanted >= parts.tokens.first_code
@@ -176,7 +180,9 @@ def heads(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
     print(f"first blocks (8 codes drafted in a chain) exact % {told(blocks)}")
 
 
-def block_hits(parts: VITAAudioParts, record: Any, ids: torch.Tensor, states: list[torch.Tensor]) -> list[tuple[float, float]]:
+def block_hits(
+    parts: VITAAudioParts, record: Any, ids: torch.Tensor, states: list[torch.Tensor]
+) -> list[tuple[float, float]]:
     """Is each of the first block's codes what its module says, all of them together?"""
     answer = record.ids[len(record.prompt) :]
     if parts.tokens.begin_audio not in answer:
@@ -213,8 +219,12 @@ def codec(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
         if not texts:
             continue
         for name, sounds in waves.items():
-            wrong = [(edits(hear(w, 16_000).split(), t.split()), len(t.split())) for w, t in zip(sounds, texts, strict=True)]
-            print(f"{kind}, {name}: word error % {told(wrong)} ({len(texts)} sentences){_judged(sounds, waves['original'])}")
+            wrong = [
+                (edits(hear(w, 16_000).split(), t.split()), len(t.split())) for w, t in zip(sounds, texts, strict=True)
+            ]
+            print(
+                f"{kind}, {name}: word error % {told(wrong)} ({len(texts)} sentences){_judged(sounds, waves['original'])}"
+            )
 
 
 def _judged(sounds: list[torch.Tensor], originals: list[torch.Tensor]) -> str:
@@ -230,7 +240,9 @@ def _judged(sounds: list[torch.Tensor], originals: list[torch.Tensor]) -> str:
     try:
         from pystoi import stoi
 
-        values = [stoi(o[: len(s)].numpy(), s[: len(o)].numpy(), 16_000) for s, o in zip(sounds, originals, strict=True)]
+        values = [
+            stoi(o[: len(s)].numpy(), s[: len(o)].numpy(), 16_000) for s, o in zip(sounds, originals, strict=True)
+        ]
         text += f", STOI {sum(values) / len(values):.3f}"
     except ImportError:
         pass

@@ -56,3 +56,12 @@ def write_corpus(folder: Path) -> Path:
     write_set(folder / "questions", questions, 1)
     write_set(folder / "digits", digits, 2)
     return folder
+
+
+def write_tokenizer(corpus: Path, folder: Path) -> Path:
+    """A tokenizer of random weights with the corpus's own codebook, as a model folder."""
+    from vivavoce.recipes import glm4_tokenizer
+
+    recipe = glm4_tokenizer.open(corpus, glm4_tokenizer.Options(size="tiny", whisper="none"))
+    recipe.finish(folder)
+    return folder

@@ -34,9 +34,13 @@ from vivavoce.checkpoints.native import NativeFolder, build, open_native
 from vivavoce.checkpoints.read import Checkpoint, open_checkpoint, read_json
 from vivavoce.checkpoints.rules import Layout, import_weights
 from vivavoce.checkpoints.sources import SOURCES
+from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig
+from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
 from vivavoce.config import check_seed, from_dict
 from vivavoce.conversions import convert
 from vivavoce.detect.silero import Silero, SileroConfig
+from vivavoce.dialogue.vita_audio import VITAAudio
+from vivavoce.dialogue.vita_audio_files import import_vita_audio
 from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError, nearest
 from vivavoce.inspection import CONFIG, doctor, find_layout, inspect, is_native, set_threads
 from vivavoce.lm.llama import Llama, LlamaConfig
@@ -51,6 +55,8 @@ from vivavoce.tts.vits import VITS, VITSConfig
 from vivavoce.tts.vits_files import open_vits
 from vivavoce.tts.vits_voice import Symbols, VITSVoice, lighten, open_piper
 from vivavoce.vocoders import hifigan
+from vivavoce.vocoders.hift import HiFT
+from vivavoce.vocoders.hift import from_shapes as hift_from_shapes
 
 VOICE_ACTIVITY = "silero-vad"
 VOICE = "vits-joe"
@@ -333,10 +339,27 @@ def _from_published(path: Path, options: _Options) -> Any:
         return TextModel(build(Llama, config, tensors).to(options.device), read_tokenizer(checkpoint)[0])
     options.no_parts()
     assert layout is not None
+    if stem == "vita_audio":
+        config, tensors = import_vita_audio(checkpoint)
+        return build(VITAAudio, config, tensors).to(options.device)
+    kind, config = _bare(stem, checkpoint, layout)
+    return _build_from(kind, config, layout, checkpoint).to(options.device)
+
+
+def _bare(stem: str, checkpoint: Checkpoint, layout: Layout) -> tuple[Callable[[Any], nn.Module], Any]:
+    """Class and sizes of a published part that is nothing but its network."""
     if stem == "silero":
-        config = SileroConfig.narrowband() if layout is TORCHSCRIPT_8K else SileroConfig()
-        return _build_from(Silero, config, layout, checkpoint).to(options.device)
-    return _build_from(hifigan.HiFiGAN, _hifigan_config(checkpoint, layout), layout, checkpoint).to(options.device)
+        return Silero, SileroConfig.narrowband() if layout is TORCHSCRIPT_8K else SileroConfig()
+    if stem == "hift":
+        return HiFT, hift_from_shapes({key: tuple(tensor.shape) for key, tensor in checkpoint.tensors.items()})
+    if stem == "glm4_decoder":
+        return GLM4Decoder, GLM4DecoderConfig.published()
+    if stem == "glm4_tokenizer":
+        side = checkpoint.path.with_name(CONFIG)
+        if not side.is_file():
+            raise CheckpointError(f"{checkpoint.path.name} has no config.json beside it; add the published file")
+        return GLM4Tokenizer, GLM4TokenizerConfig.published(read_json(side))
+    return hifigan.HiFiGAN, _hifigan_config(checkpoint, layout)
 
 
 def _build_from(module: Callable[[Any], Any], config: Any, layout: Layout, checkpoint: Checkpoint) -> nn.Module:

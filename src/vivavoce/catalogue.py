@@ -7,6 +7,7 @@ and described in :mod:`vivavoce.checkpoints.sources`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from vivavoce.checkpoints import store
@@ -19,8 +20,9 @@ class System:
     """One system: where its class lies, what it is for, which sizes and published layouts it knows.
 
     ``streams`` is "exact" (any cutting of the input gives the same output), "chunked" (as the reference run chunk by
-    chunk) or "none"; ``streaming`` says what streams and how. ``modules`` are the brick files of its stack, ``lineage``
-    and ``parts`` the systems of the same layer that it builds on.
+    chunk) or "none"; ``streaming`` says what streams and how. ``modules`` are the brick files of its stack; of its
+    weights, ``weights`` can be pulled and ``ships`` come with the package; ``lineage`` and ``parts`` are the systems of
+    the same layer that it builds on.
     """
 
     stem: str
@@ -37,6 +39,7 @@ class System:
     paper: str
     licence: str
     weights: tuple[str, ...] = ()
+    ships: tuple[str, ...] = ()
     lineage: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
 
@@ -238,6 +241,7 @@ CATALOGUE: tuple[System, ...] = (
         streaming="token by token; sound in by blocks of 0.64 s, out by blocks of 8 codes",
         paper="Long et al. 2025, arXiv 2505.03739",
         licence="Apache-2.0",
+        ships=("nano-talk",),
         parts=("glm4_tokenizer", "glm4_decoder", "hift"),
     ),
     System(
@@ -273,6 +277,8 @@ CATALOGUE: tuple[System, ...] = (
     ),
 )
 
+SHIPPED: dict[str, Path] = {"nano-talk": Path(__file__).with_name("nano") / "talk"}
+
 SYSTEMS: dict[str, System] = {system.stem: system for system in CATALOGUE}
 
 
@@ -296,7 +302,7 @@ def system_of(weights: str) -> str:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One published checkpoint: what it is, its download in bytes, and whether it has been pulled."""
+    """One checkpoint: what it is, its download in bytes (0 where it ships), and whether it is at hand."""
 
     name: str
     system: str
@@ -313,9 +319,15 @@ class ModelInfo:
 
 
 def models() -> list[ModelInfo]:
-    """All checkpoints that ``viva pull`` knows."""
+    """All checkpoints: those that come with the package, then those that ``viva pull`` knows."""
     here = store.installed()
-    found = []
+    found = [
+        ModelInfo(
+            name, row.stem, row.room, row.verbs, 0, True, "Apache-2.0; CC BY-SA 4.0 where its card says so",
+            "trained by this project", f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.0f} MB, ships",
+        )
+        for row in CATALOGUE for name in row.ships if (folder := SHIPPED[name]).is_dir()
+    ]  # fmt: skip
     for name, source in SOURCES.items():
         row = system(system_of(name))
         found.append(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.asr import Segment, Transcript
+from vivavoce.catalogue import SHIPPED
 from vivavoce.checkpoints.native import open_native
 from vivavoce.config import check_seed
 from vivavoce.detect.level import LevelDetector
@@ -32,7 +33,6 @@ from vivavoce.turns import Listener, TalkResult
 
 HEARING_RATE = 16_000
 BLOCK = 512
-SHIPPED = {"nano-talk": Path(__file__).with_name("nano") / "talk"}
 
 
 def is_speech_model(name: str | Path | None) -> bool:

@@ -246,7 +246,7 @@ def layouts() -> Iterator[tuple[str, Layout, Callable[[], nn.Module]]]:
             table = reference(path)
             if row.stem == "vita_audio":
                 decoder = VITAAudioConfig.tiny().decoder
-                table = table(decoder.n_layers, 3, decoder.n_heads, decoder.n_kv_heads)
+                table = table(decoder.n_heads, decoder.n_kv_heads, decoder.n_layers, 3)
                 yield f"{row.stem}, {name}", table, lambda: tiny("vita_audio")
             elif row.stem == "llama":
                 for tied in (True, False):

@@ -87,7 +87,7 @@ def _exported(ours: dict[str, torch.Tensor], layers: int, modules: int, heads: i
     """Gradients under the published names."""
     from vivavoce.checkpoints.rules import Layout, export_weights
 
-    table = transformers(layers, modules, heads, groups)
+    table = transformers(heads, groups, layers, modules)
     have = tuple(row for row in table.rows if all(_known(name, ours) for name in row.own))
     return export_weights(Layout(table.name, table.signature, have), ours)
 

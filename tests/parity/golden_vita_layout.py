@@ -24,7 +24,7 @@ def check(folder: Path) -> dict[str, float]:
     for name, modules in (("boost", 10), ("stage2", 1), ("stage1", 0)):
         config = VITAAudioConfig.published(modules)
         c = config.decoder
-        layout = transformers(c.n_layers, modules, c.n_heads, c.n_kv_heads)
+        layout = transformers(c.n_heads, c.n_kv_heads, c.n_layers, modules)
         errors[name] = _fits(folder / f"vita_audio_{name}.json", layout, lambda config=config: VITAAudio(config))
     tokenizer = folder / "glm4_voice_tokenizer.json"
     errors["tokenizer"] = _fits(tokenizer, glm4_tokenizer.TRANSFORMERS, lambda: GLM4Tokenizer(GLM4TokenizerConfig()))

@@ -1,4 +1,4 @@
-"""``viva models``: what can be pulled."""
+"""``viva models``: what ships and what can be pulled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from vivavoce.cli.options import AsJson, Verbose, print_json, table
 
 
 def models(as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """List the models that can be pulled.
+    """List the models that ship with the package and those that can be pulled.
 
     viva models --json
     """
@@ -20,8 +20,8 @@ def models(as_json: AsJson = False, verbose: Verbose = False) -> None:
         [
             model.name,
             ", ".join(model.verbs),
-            f"{model.bytes / 1e6:.0f} MB",
-            "yes" if model.pulled else "",
+            f"{model.bytes / 1e6:.0f} MB" if model.bytes else "none",
+            "ships" if not model.bytes else "yes" if model.pulled else "",
             model.licence,
         ]
         for model in found

@@ -64,7 +64,7 @@ def import_vita_audio(checkpoint: Checkpoint, modules: int | None = None) -> tup
     c = config.decoder
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in VITAAudio(config).state_dict().items()}
-    layout = transformers(c.n_layers, config.modules, c.n_heads, c.n_kv_heads)
+    layout = transformers(c.n_heads, c.n_kv_heads, c.n_layers, config.modules)
     return config, import_weights(layout, checkpoint.tensors, shapes)
 
 

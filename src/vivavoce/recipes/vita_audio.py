@@ -206,7 +206,7 @@ def nano_config(vocab_size: int) -> VITAAudioConfig:
 class Options:
     """``stage``: 1 align, 2 one module, 3 ten modules, 4 joint; each goes on from the run ``before`` (default: the
     stage before, where the verb puts it). ``tokenizer``: the folder of the finished tokenizer. ``sets``: of the corpus.
-    ``steps``: 0 for the stage's own number. ``budget``: tokens to a step, padding counted. ``noise``: share of the
+    ``steps``: 0 for the stage's own number. ``rates``: factor on its learning rates. ``budget``: tokens to a step, padding counted. ``noise``: share of the
     heard speech tokens that are disturbed.
     """
 
@@ -216,6 +216,7 @@ class Options:
     tokenizer: str = "~/viva-runs/glm4_tokenizer/model"
     sets: tuple[str, ...] = ("teacher", "questions", "digits")
     steps: int = 0
+    rates: float = 1.0
     budget: int = 3000
     noise: float = 0.04
     evaluate_every: int = 500
@@ -232,6 +233,7 @@ def open(corpus: Path, options: Options, report: Report | None = None) -> VITAAu
     before, stage = options.before, STAGES[options.stage]
     if not before and stage.number > 1:
         before = f"~/viva-runs/{replace(options, stage=stage.number - 1).name}"
+    stage = replace(stage, rate=options.rates * stage.rate, module_rate=options.rates * stage.module_rate)
     tokenizer = read_tokenizer(Path(options.tokenizer).expanduser())
     tokens = VITATokens(make_tokenizer(tokenizer.config.codes))
     size = nano_config if options.size == "nano" else tiny_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 from vivavoce.checkpoints.rules import Join, Layout, Row
 
 
-def transformers(n_layers: int, n_modules: int, n_heads: int, n_kv_heads: int) -> Layout:
-    """The table for a file of ``n_layers`` backbone layers and ``n_modules`` modules."""
+def transformers(n_heads: int, n_kv_heads: int, n_layers: int = 1, n_modules: int = 1) -> Layout:
+    """The table for the head counts of a file, its backbone layers and its modules (the signature needs none)."""
     rows = [Row("model.embed_tokens.weight", "embedding.weight"), Row("model.norm.weight", "decoder.norm.weight"),
             Row("lm_head.weight", "head.weight")]  # fmt: skip
     for layer in range(n_layers):
@@ -18,7 +18,7 @@ def transformers(n_layers: int, n_modules: int, n_heads: int, n_kv_heads: int) -
             Row(f"mtp_embed_norms.{module}.weight", f"modules_.{module}.embed_norm.weight"),
             Row(f"mtp_hidden_norms.{module}.weight", f"modules_.{module}.hidden_norm.weight"),
         ]
-    signature = ("model.embed_tokens.weight", *(("mtp_projs.0.weight",) if n_modules else ()))
+    signature = ("model.embed_tokens.weight", "lm_head.weight", *(("mtp_projs.0.weight",) if n_modules else ()))
     return Layout("vita_audio, transformers", signature, tuple(rows))
 
 

@@ -1,0 +1,96 @@
+"""The verbs with one speech model: talk, transcribe and speak in the library and on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+import vivavoce
+from tests.dialogue.vita_parts import parts
+from vivavoce import speech_model
+from vivavoce.cli import make_app
+from vivavoce.dialogue.vita_audio_files import save_bundle
+from vivavoce.errors import ConfigError, UnknownNameError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models") / "small"
+    save_bundle(place, parts())
+    return place
+
+
+@pytest.fixture
+def question(tmp_path: Path) -> Path:
+    wave = 0.1 * np.random.default_rng(0).standard_normal(12_000)
+    soundfile.write(tmp_path / "question.wav", wave, 16_000)
+    return tmp_path / "question.wav"
+
+
+def test_talk_from_the_command_line(folder: Path, question: Path, tmp_path: Path):
+    out = tmp_path / "answer.wav"
+    for mode in ("vanilla", "boost"):
+        given = ["talk", str(question), "--model", str(folder), "--mode", mode, "--fast", "--json", "-o", str(out)]
+        made = CliRunner().invoke(make_app(), given)
+        assert made.exit_code == 0, made.output
+        told = json.loads(made.stdout)
+        assert told["mode"] == mode and told["models"] == {"speech model": str(folder)}
+        assert {"heard", "answer", "first_sound_ms", "parts_ms", "underruns", "real_time_factor"} <= told.keys()
+        if told["wave"]:
+            assert soundfile.info(out).frames > 0
+    assert told["backbone_passes_before_sound"] == 1
+    assert set(told["parts_ms"]) == {"tokenise", "prefill", "drafts", "flow", "vocoder"}
+
+
+def test_the_library_gives_what_the_command_gives(folder: Path):
+    made = speech_model.converse(parts(), [torch.zeros(9_000)], mode="turbo", real_time=False)
+    assert made.mode == "turbo" and made.to_dict()["mode"] == "turbo"
+
+
+def test_transcribe_and_speak(folder: Path, question: Path, tmp_path: Path):
+    made = vivavoce.transcribe(question, model=str(folder))
+    assert made.duration == pytest.approx(0.75) and made.language == "en" and made.models == (str(folder),)
+    said = vivavoce.speak("the sky is blue", voice=str(folder))
+    assert said.sample_rate == parts().sample_rate and len(said.wave)
+    with pytest.raises(ConfigError, match="one English voice"):
+        vivavoce.speak("the sky", voice=str(folder), speed=1.5)
+    with pytest.raises(ConfigError, match="nothing that can be spoken"):
+        vivavoce.speak("123 !?", voice=str(folder))
+
+
+def test_load_gives_the_parts(folder: Path):
+    assert vivavoce.load(str(folder)).tokens.codes == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--mode", "rocket"], "no mode is called 'rocket'"),
+        (["--model", "no-such-model"], "no-such-model is no speech model"),
+    ],
+)
+def test_faults_are_one_sentence(folder: Path, question: Path, arguments: list[str], sentence: str):
+    given = ["talk", str(question), *(["--model", str(folder)] if "--model" not in arguments else []), *arguments]
+    made = CliRunner().invoke(make_app(), given)
+    assert made.exit_code != 0
+    assert sentence in str(made.exception or made.output)
+
+
+def test_a_microphones_silence_is_left_out_and_ends_a_question():
+    loud, quiet = 0.2 * torch.randn(16_000), 1e-4 * torch.randn(16_000)
+    found = list(speech_model.questions([quiet, loud, quiet, quiet], endpoint=0.4))
+    assert found[-1] is None and found.count(None) == 1 if None in found else False
+    heard = sum(len(piece) for piece in found if piece is not None)
+    assert 16_000 < heard < 16_000 + 0.8 * 16_000
+
+
+def test_names():
+    assert speech_model.is_speech_model("nano-talk") and not speech_model.is_speech_model("whisper-base")
+    with pytest.raises(UnknownNameError):
+        speech_model.open_speech_model("whisper-base")
