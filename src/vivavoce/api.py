@@ -338,10 +338,10 @@ def _from_published(path: Path, options: _Options) -> Any:
         config, tensors = choices.get(options.dtype or "", import_int8 if options.int8 else import_llama)(checkpoint)
         return TextModel(build(Llama, config, tensors).to(options.device), read_tokenizer(checkpoint)[0])
     options.no_parts()
-    assert layout is not None
     if stem == "vita_audio":
         config, tensors = import_vita_audio(checkpoint)
         return build(VITAAudio, config, tensors).to(options.device)
+    assert layout is not None
     kind, config = _bare(stem, checkpoint, layout)
     return _build_from(kind, config, layout, checkpoint).to(options.device)
 
