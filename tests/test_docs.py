@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.spoken import write_corpus
 from vivavoce import talking
 from vivavoce.checkpoints import store
 from vivavoce.cli import VERBS, main
@@ -58,6 +59,7 @@ NOT_RUN = {
     "python": "is run by a test of its own",
     "viva rm": "would remove weights from the cache",
     "ffmpeg": "needs another program",
+    "viva train": "takes hours",
 }
 
 
@@ -108,6 +110,7 @@ def desk_of(folder: Path, seconds: float | None = None) -> None:
     (folder / "broken.wav").write_bytes((folder / "broken.wav").read_bytes()[:20_000])
     (folder / "notes.txt").write_text("buy milk\n", "utf-8")
     soundfile.write(folder / "silence.wav", np.zeros(16_000, np.float32), 16_000)
+    write_corpus(folder / "corpus")
 
 
 def run(

@@ -27,3 +27,10 @@ def test_zeros_stay_zeros():
     for kind in ("int8", "int4"):
         zeros = torch.zeros(3, 64)
         assert torch.equal(expand(shrink({"w": zeros}, lambda name, tensor, kind=kind: kind))["w"], zeros)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "half"])
+def test_rounding_twice_changes_nothing(kind):
+    weight = torch.randn(48, 128, generator=torch.Generator().manual_seed(1))
+    once = expand(shrink({"w": weight}, lambda name, tensor: kind))
+    assert torch.equal(expand(shrink(once, lambda name, tensor: kind))["w"], once["w"])

@@ -115,7 +115,7 @@ def test_what_is_said_and_what_is_read(corpus: Path) -> None:
     blank, one = 0, [1 + LETTERS.index(letter) for letter in "to oo"]
     spelled = [one[0], one[0], blank, one[1], one[1], one[2], one[3], blank, one[4], blank]
     assert read(torch.tensor(spelled)) == ["to", "oo"]
-    assert edits("a b c".split(), "a c d".split()) == 2 and edits([], ["a"]) == 1 and edits(["a"], []) == 1
+    assert edits(["a", "b", "c"], ["a", "c", "d"]) == 2 and edits([], ["a"]) == 1 and edits(["a"], []) == 1
     sets = {"digits": Utterances(corpus / "digits")}
     chosen = items(sets, "train")
     assert [item.row["text"] for item in chosen] == [
@@ -124,5 +124,5 @@ def test_what_is_said_and_what_is_read(corpus: Path) -> None:
 
 
 def test_too_little_speech_is_said(corpus: Path) -> None:
-    with pytest.raises(ConfigError, match=r"states for 1024 codes; make a larger one"):
-        open(corpus, replace(TINY, size="nano"))
+    with pytest.raises(ConfigError, match="states for 2000 codes; make a larger one"):
+        TokenizerRecipe(corpus, replace(tiny_config(), codes=2000), None)

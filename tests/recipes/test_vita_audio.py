@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def tiny(corpus: Path) -> Options:
 @pytest.fixture(scope="module")
 def first(corpus: Path, tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> tuple[VITAAudioRecipe, Path]:
     """Stage 1 and its run."""
-    recipe, run = open(corpus, replace(tiny, steps=70)), tmp_path_factory.mktemp("stage") / "vita_audio-1"
+    recipe, run = open(corpus, replace(tiny, steps=60)), tmp_path_factory.mktemp("stage") / "vita_audio-1"
     train(recipe, run)
     return recipe, run
 
@@ -57,8 +58,8 @@ def test_stage_one_beats_the_frequencies_of_tokens(first: tuple[VITAAudioRecipe,
     recipe, run = first
     assert terms(recipe)["main"] < 0.9 * frequencies(recipe)
     assert recipe.name == "vita_audio-1" and not len(recipe.net.modules_)
-    lines = (run / "samples" / "000070.jsonl").read_text("utf-8").splitlines()
-    assert len(lines) == 3 and all(set(eval_line) for eval_line in lines)
+    lines = (run / "samples" / "000060.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line).keys() for line in lines] == [{"task", "heard", "wanted", "written"}] * 3
 
 
 def test_the_stages_build_on_one_another(
@@ -147,7 +148,8 @@ def test_small_tasks_are_repeated_to_their_share() -> None:
     order = shares(found, 0)
     counts = [sum(found[i].task == task for i in order) for task in ("answer", "transcribe", "speak")]
     assert counts == [110, 60, 30] and set(order) == set(range(160))
-    assert shares(found, 0) == order != shares(found, 1)
+    assert shares(found[:130], 0) == shares(found[:130], 0)
+    assert shares(found[:127], 0) != shares(found[:127], 1), "which ones are said once more is drawn"
 
 
 def test_what_is_missing_is_said(corpus: Path, tiny: Options, tmp_path: Path) -> None:

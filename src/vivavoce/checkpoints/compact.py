@@ -61,8 +61,9 @@ def _int4(tensor: Tensor) -> tuple[Tensor, Tensor]:
     groups = tensor.unflatten(-1, (-1, GROUP))
     largest = groups.abs().amax(-1)
     best, error = largest / 7, torch.full_like(largest, float("inf"))
-    for share in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7):
-        scale = (largest * share / 7).clamp_min(1e-6).half().float()
+    # a whole number of steps to the largest weight, so that weights which are rounded already stay what they are
+    for steps in (7.0, 7.4, 7.8, 8.0, 8.5, 9.0, 10.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0):
+        scale = (largest / steps).clamp_min(1e-6).half().float()
         rounded = (groups / scale[..., None]).round().clamp(-8, 7) * scale[..., None]
         now = (rounded - groups).square().sum(-1)
         best, error = torch.where(now < error, scale, best), torch.minimum(now, error)

@@ -22,7 +22,8 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Numbers of the nearest rows by squared distance, the first of equals."""
-        distance = self.weight.square().sum(1) - 2 * x.flatten(0, -2) @ self.weight.T
+        with torch.autocast(x.device.type, enabled=False):  # near rows differ by less than bfloat16 tells
+            distance = self.weight.square().sum(1) - 2 * x.flatten(0, -2).to(self.weight.dtype) @ self.weight.T
         return distance.argmin(dim=1).view(x.shape[:-1])
 
     def embed(self, codes: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class DecoderRecipe:
             codes, mel = self.piece(number, 0, LONGEST)
             made = self.net(codes[None], time_noise(0, mel.shape[-1], self.config.n_mels)[None])[0]
             for axis, picture, title in zip(row, (made, mel), ("made", "real"), strict=True):
-                axis.imshow(picture, origin="lower", aspect="auto")
+                axis.imshow(picture.numpy(), origin="lower", aspect="auto")
                 axis.set_title(f"{title}: {self.data.corpus.rows[number]['text'][:50]}", fontsize=8)
         figure.tight_layout()
         figure.savefig(folder / f"{step:06d}.png", dpi=70)

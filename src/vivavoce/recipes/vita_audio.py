@@ -143,8 +143,10 @@ class VITAAudioRecipe:
         return right
 
     def write(self, record: Record, mode: str) -> str:
-        """The text that the model answers to a record's prompt."""
-        text, _ = answer(self.net, self.tokens, record.prompt, mode, self.interleave, record.task != "transcribe")
+        """The text that the model answers to a record's prompt, cut at twice the length of what was to be said."""
+        limit = 2 * (len(record.ids) - len(record.prompt)) + 16
+        speaking = record.task != "transcribe"
+        text, _ = answer(self.net, self.tokens, record.prompt, mode, self.interleave, speaking, limit)
         return text
 
     def sample(self, folder: Path, step: int) -> None:
@@ -159,14 +161,16 @@ class VITAAudioRecipe:
 
 @torch.inference_mode()
 def answer(
-    net: VITAAudio, tokens: VITATokens, prompt: list[int], mode: str, interleave: tuple[int, ...], speaking: bool
-) -> tuple[str, list[int]]:
-    """Text and codes of the greedy answer to a prompt."""
+    net: VITAAudio, tokens: VITATokens, prompt: list[int], mode: str, interleave: tuple[int, ...], speaking: bool,
+    limit: int = 512,
+) -> tuple[str, list[int]]:  # fmt: skip
+    """Text and codes of the greedy answer to a prompt, at most ``limit`` tokens and all within 512."""
+    room = min(limit, 512 - len(prompt) - 2)
     writer = Writer.begin(net, 512)
     writer.add(prompt)
     writer.begin_answer()
     grammar = Grammar(tokens, net.config.vocab_size, speaking=speaking, interleave=interleave)
-    written = [w.token for w in write_by_grammar(writer, grammar, MODES[mode], 512 - len(prompt) - 2)]
+    written = [w.token for w in write_by_grammar(writer, grammar, MODES[mode], room)]
     codes = [code for token in written if (code := tokens.code(token)) is not None]
     return tokens.tokenizer.decode([t for t in written if t in tokens.text_ids]).strip(), codes
 
@@ -206,8 +210,8 @@ def nano_config(vocab_size: int) -> VITAAudioConfig:
 class Options:
     """``stage``: 1 align, 2 one module, 3 ten modules, 4 joint; each goes on from the run ``before`` (default: the
     stage before, where the verb puts it). ``tokenizer``: the folder of the finished tokenizer. ``sets``: of the corpus.
-    ``steps``: 0 for the stage's own number. ``rates``: factor on its learning rates. ``budget``: tokens to a step, padding counted. ``noise``: share of the
-    heard speech tokens that are disturbed.
+    ``steps``: 0 for the stage's own number. ``rates``: factor on its learning rates. ``budget``: tokens to a step,
+    padding counted. ``noise``: share of the heard speech tokens that are disturbed.
     """
 
     stage: Literal[1, 2, 3, 4] = 1
@@ -230,16 +234,18 @@ class Options:
 
 def open(corpus: Path, options: Options, report: Report | None = None) -> VITAAudioRecipe:
     """One stage on a corpus folder of sets."""
-    before, stage = options.before, STAGES[options.stage]
+    stage, before = STAGES[options.stage], options.before
     if not before and stage.number > 1:
-        before = f"~/viva-runs/{replace(options, stage=stage.number - 1).name}"
-    stage = replace(stage, rate=options.rates * stage.rate, module_rate=options.rates * stage.module_rate)
+        before = f"~/viva-runs/vita_audio-{stage.number - 1}"
+    stage = replace(
+        stage, rate=options.rates * stage.rate, module_rate=options.rates * stage.module_rate,
+        steps=options.steps or stage.steps,
+    )  # fmt: skip
     tokenizer = read_tokenizer(Path(options.tokenizer).expanduser())
     tokens = VITATokens(make_tokenizer(tokenizer.config.codes))
     size = nano_config if options.size == "nano" else tiny_config
     schedule = Schedule(
-        steps=options.steps or stage.steps, evaluate_every=options.evaluate_every, save_every=options.save_every,
-        log_every=50,
+        steps=stage.steps, evaluate_every=options.evaluate_every, save_every=options.save_every, log_every=50
     )  # fmt: skip
     return VITAAudioRecipe(
         corpus, tokenizer, tokens, size(vocabulary_size(tokens)), stage,

@@ -46,9 +46,9 @@ def fingerprint(tokenizer: GLM4Tokenizer) -> str:
 
 
 class CodedUtterances:
-    """A set with its codes."""
+    """A set with its codes. ``quick``: make them in bfloat16, where 2 to 3 % come out differently."""
 
-    def __init__(self, folder: Path, tokenizer: GLM4Tokenizer, report: Report | None = None):
+    def __init__(self, folder: Path, tokenizer: GLM4Tokenizer, report: Report | None = None, *, quick: bool = False):
         self.corpus = Utterances(folder)
         per = tokenizer.config.samples_per_code
         counts = [-(-row["samples"] // per) for row in self.corpus.rows]
@@ -57,7 +57,7 @@ class CodedUtterances:
         mark = {"tokenizer": fingerprint(tokenizer), "codes": int(sum(counts))}
         if not about.exists() or json.loads(about.read_text(encoding="utf-8")) != mark:
             about.unlink(missing_ok=True)  # the codes to come are not those it tells of
-            _encode(self.corpus, tokenizer, counts, path, report)
+            _encode(self.corpus, tokenizer, counts, path, report, quick)
             about.write_text(json.dumps(mark) + "\n", encoding="utf-8")
         self.codes = np.fromfile(path, dtype="<i2")
 
@@ -68,7 +68,9 @@ class CodedUtterances:
 
 
 @torch.inference_mode()
-def _encode(corpus: Utterances, tokenizer: GLM4Tokenizer, counts: list[int], path: Path, report: Report | None) -> None:
+def _encode(
+    corpus: Utterances, tokenizer: GLM4Tokenizer, counts: list[int], path: Path, report: Report | None, quick: bool
+) -> None:
     """All codes of a set, similar lengths together."""
     starts = np.cumsum([0, *counts])
     made = np.zeros(int(starts[-1]), dtype="<i2")
@@ -81,7 +83,8 @@ def _encode(corpus: Utterances, tokenizer: GLM4Tokenizer, counts: list[int], pat
         if place + 1 < len(order) and longest * (len(batch) + 1) <= limit:
             continue
         wave, lengths = pad([corpus.wave(i) for i in batch])
-        codes = tokenizer(wave, lengths)
+        with torch.autocast("cpu", torch.bfloat16, enabled=quick):
+            codes = tokenizer(wave, lengths)
         for row, i in enumerate(batch):
             made[starts[i] : starts[i + 1]] = codes.values[row, 0, : counts[i]].numpy()
         done, batch = done + len(batch), []
