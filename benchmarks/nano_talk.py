@@ -159,7 +159,7 @@ def hear(wave: torch.Tensor, rate: int) -> str:
 def heads(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
     """Teacher-forced accuracy of backbone and modules over speech, and of whole blocks, on questions not trained on."""
     known = Corpus(corpus, parts.tokenizer, ("teacher", "questions"))
-    found = [r for r in records(known, parts.tokens, "questions", "test", parts.interleave, ("answer",))][:limit]
+    found = records(known, parts.tokens, "questions", "test", parts.interleave, ("answer",))[:limit]
     right: dict[str, list[tuple[float, float]]] = defaultdict(list)
     blocks: list[tuple[float, float]] = []
     for record in found:
@@ -201,7 +201,7 @@ def block_hits(
 
 
 def codec(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
-    """Codes of real sound through decoder and vocoder, beside the sound itself: word error, quality, intelligibility."""
+    """Codes of real sound through decoder and vocoder, beside the sound itself: word error, quality, STOI."""
     teacher = Utterances(corpus / "teacher")
     for kind in ("sentence", "answer", "book"):
         chosen = teacher.select("test", lambda row, kind=kind: row["kind"] == kind)
@@ -222,9 +222,8 @@ def codec(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
             wrong = [
                 (edits(hear(w, 16_000).split(), t.split()), len(t.split())) for w, t in zip(sounds, texts, strict=True)
             ]
-            print(
-                f"{kind}, {name}: word error % {told(wrong)} ({len(texts)} sentences){_judged(sounds, waves['original'])}"
-            )
+            judged = _judged(sounds, waves["original"])
+            print(f"{kind}, {name}: word error % {told(wrong)} ({len(texts)} sentences){judged}", flush=True)
 
 
 def _judged(sounds: list[torch.Tensor], originals: list[torch.Tensor]) -> str:
@@ -267,8 +266,12 @@ def latency(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
         firsts, kept = firsts[2:], {name: values[2:] for name, values in split.items()}  # the first ones warm up
         firsts.sort()
         parts_text = ", ".join(f"{name} {sorted(v)[len(v) // 2]:.0f}" for name, v in kept.items())
-        print(f"{mode}: first sound median {firsts[len(firsts) // 2]:.0f} ms, largest {firsts[-1]:.0f} ms ({len(firsts)} "
-              f"questions); medians: {parts_text}; real-time factor {sorted(factor)[len(factor) // 2]:.2f}", flush=True)  # fmt: skip
+        print(
+            f"{mode}: first sound median {firsts[len(firsts) // 2]:.0f} ms, largest {firsts[-1]:.0f} ms "
+            f"({len(firsts)} questions); medians: {parts_text}; "
+            f"real-time factor {sorted(factor)[len(factor) // 2]:.2f}",
+            flush=True,
+        )
 
 
 def main() -> None:

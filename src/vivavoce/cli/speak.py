@@ -17,6 +17,7 @@ from vivavoce.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from vivavoce.speech_model import SpeechModelVoice
     from vivavoce.tts.vits_voice import VITSVoice
 
 MAX_BYTES = 1 << 24
@@ -122,7 +123,7 @@ def _tee(chunks: Iterator[np.ndarray], target: str, sample_rate: int) -> Iterato
     io.save_stream(target, kept, sample_rate)
 
 
-def _speak_timed(ready: VITSVoice, text: str, target: str, choice: dict[str, Any]) -> dict[str, Any]:
+def _speak_timed(ready: VITSVoice | SpeechModelVoice, text: str, target: str, choice: dict[str, Any]) -> dict[str, Any]:
     """Write the file and say when its first sound was there and when each word sounds."""
     from vivavoce.audio import io
 

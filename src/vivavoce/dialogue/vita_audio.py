@@ -175,6 +175,7 @@ class VITAAudio(nn.Module):
         mask = _causal(positions)
         embedded = x = self.embedding(tokens)
         for layer in self.decoder.layers:
+            assert isinstance(layer, DecoderLayer)
             x = layer.teach(x, angles, mask)
         hidden = self.decoder.norm(x)
         states = [hidden]

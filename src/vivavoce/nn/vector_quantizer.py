@@ -49,6 +49,9 @@ class CodebookUpkeep(nn.Module):
     Counts start at one with the codebook as the sum, so that a codebook from k-means is kept at first.
     """
 
+    count: Tensor
+    total: Tensor
+
     def __init__(self, codebook: VectorQuantizer, decay: float = 0.99, restart_below: float = 0.02):
         super().__init__()
         codes = codebook.weight.shape[0]

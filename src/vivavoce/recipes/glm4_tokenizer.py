@@ -52,6 +52,16 @@ class Speller(nn.Module):
         return self.out(y.transpose(1, 2))
 
 
+class Recogniser(nn.Module):
+    """All that a run trains and keeps."""
+
+    def __init__(self, tokenizer: GLM4Tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.upkeep = CodebookUpkeep(tokenizer.codebook)
+        self.speller = Speller(tokenizer.config.dim)
+
+
 @dataclass
 class Item:
     """One utterance of one set."""
@@ -89,13 +99,7 @@ class TokenizerRecipe:
         self.batches = Batches([item.row["samples"] for item in self.train_items], round(budget_s * 16_000), seed)
         if before is None:
             tokenizer.codebook.weight.data = self._first_codebook(tokenizer, report)
-        self.model = nn.ModuleDict(
-            {
-                "tokenizer": tokenizer,
-                "upkeep": CodebookUpkeep(tokenizer.codebook),
-                "speller": Speller(config.dim),
-            }
-        )
+        self.model = Recogniser(tokenizer)
         if before is not None:
             restore(before, self.model)
 
@@ -104,7 +108,7 @@ class TokenizerRecipe:
                 "budget_s": self.budget_s, "frozen": self.frozen, "steps": self.schedule.steps}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
-        tokenizer, fast = self.model["tokenizer"], list(self.model["speller"].parameters())
+        tokenizer, fast = self.model.tokenizer, list(self.model.speller.parameters())
         slow = [p for name, p in tokenizer.named_parameters() if not name.startswith("codebook")]
         tokenizer.get_parameter("codebook.weight").requires_grad_(False)
         groups = [{"params": slow, "lr": self.rate}, {"params": fast, "lr": 1e-3}]
@@ -114,7 +118,7 @@ class TokenizerRecipe:
         chosen = [self.train_items[i] for i in self.batches[step]]
         wave, lengths = pad([item.corpus.wave(item.number) for item in chosen])
         wave = vary(wave)
-        tokenizer, upkeep = self.model["tokenizer"], self.model["upkeep"]
+        tokenizer, upkeep = self.model.tokenizer, self.model.upkeep
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(step >= self.frozen):
             pooled, real = pooled_states(tokenizer, wave, lengths)
         pooled = pooled.float()
@@ -131,7 +135,7 @@ class TokenizerRecipe:
 
     def _ctc(self, rows: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            logits = self.model["speller"](rows)
+            logits = self.model.speller(rows)
         frames = 4 * -(-lengths // self.config.samples_per_code)
         targets = [torch.tensor([1 + LETTERS.index(letter) for letter in text if letter in LETTERS]) for text in texts]
         sizes = torch.tensor([len(target) for target in targets])
@@ -142,13 +146,13 @@ class TokenizerRecipe:
         return losses.sum() / sizes.sum()
 
     def evaluate(self) -> dict[str, float]:
-        figures, tokenizer = {}, self.model["tokenizer"]
+        figures, tokenizer = {}, self.model.tokenizer
         for name, chosen in self.dev_items.items():
             wrong = total = 0
             for item in chosen:
                 wave = item.corpus.wave(item.number)[None]
                 codes = tokenizer(wave).values[:, 0]
-                letters = self.model["speller"](tokenizer.codebook.embed(codes))[0].argmax(-1)
+                letters = self.model.speller(tokenizer.codebook.embed(codes))[0].argmax(-1)
                 wanted = item.row["text"].split()
                 wrong += edits(read(letters), wanted)
                 total += len(wanted)
@@ -161,7 +165,7 @@ class TokenizerRecipe:
 
     def finish(self, folder: Path) -> None:
         """Write the tokenizer as a model folder."""
-        save_native(folder, "glm4_tokenizer", self.config, self.model["tokenizer"].state_dict())
+        save_native(folder, "glm4_tokenizer", self.config, self.model.tokenizer.state_dict())
 
     @torch.inference_mode()
     def _first_codebook(
@@ -233,7 +237,7 @@ def items(sets: Mapping[str, Utterances], split: str) -> list[Item]:
 def read(letters: Tensor) -> list[str]:
     """CTC's best path to words."""
     merged = torch.unique_consecutive(letters).tolist()
-    return "".join(LETTERS[letter - 1] for letter in merged if letter).split()
+    return [str(word) for word in "".join(LETTERS[letter - 1] for letter in merged if letter).split()]
 
 
 def edits(got: list[str], wanted: list[str]) -> int:

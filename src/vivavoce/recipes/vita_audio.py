@@ -97,7 +97,7 @@ class VITAAudioRecipe:
                 "budget": self.budget, "steps": self.schedule.steps}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
-        own = list(self.net.modules_.parameters())
+        own = [p for module in self.net.modules_ for p in module.parameters()]
         chosen = {id(p) for p in own}
         rest = [p for p in self.net.parameters() if id(p) not in chosen and p.requires_grad]
         groups = [{"params": rest, "lr": self.stage.rate}, {"params": own, "lr": self.stage.module_rate}]

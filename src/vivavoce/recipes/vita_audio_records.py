@@ -61,7 +61,8 @@ def make_tokenizer(codes: int, vocabulary: int = 900) -> Tokenizer:
     engine.train_from_iterator([*prompts * 400, *spoken, *words * 20], trainer)
     names = [*SPECIALS, *(f"<|audio_{code}|>" for code in range(codes))]
     engine.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    return Tokenizer(engine, {name: engine.token_to_id(name) for name in names})
+    numbers = {name: engine.token_to_id(name) for name in names}
+    return Tokenizer(engine, {name: number for name, number in numbers.items() if number is not None})
 
 
 def vocabulary_size(tokens: VITATokens) -> int:
