@@ -43,7 +43,7 @@ def spelling(recipe: TokenizerRecipe) -> float:
     """CTC loss a letter over everything held out."""
     held_out = [item for part in recipe.dev_items.values() for item in part]
     wave, lengths = pad([item.corpus.wave(item.number) for item in held_out])
-    tokenizer = recipe.model["tokenizer"]
+    tokenizer = recipe.model.tokenizer
     assert isinstance(tokenizer, GLM4Tokenizer)
     states, _ = pooled_states(tokenizer, wave, lengths)
     rows = tokenizer.codebook.embed(tokenizer.codebook(states))
@@ -57,7 +57,7 @@ def test_it_learns_and_its_tokenizer_can_be_used(corpus: Path, tmp_path: Path) -
     assert set(figures) == {"wer_digits", "wer_questions", "wer_teacher"}
     assert spelling(recipe) < 0.5 * before
     recipe.finish(tmp_path / "model")
-    tokenizer = recipe.model["tokenizer"]
+    tokenizer = recipe.model.tokenizer
     assert isinstance(tokenizer, GLM4Tokenizer)
     assert fingerprint(read_tokenizer(tmp_path / "model")) == fingerprint(tokenizer)
 
