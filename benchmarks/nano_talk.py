@@ -165,10 +165,8 @@ def heads(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
     for record in found:
         ids, labels = batch([record], parts.tokens, np.random.default_rng(0), 0.0)
         with torch.inference_mode():
-            pairs = parts.model.learned(ids, labels)
-            states = parts.model.teach(
-                ids, starts=((labels >= 0).int().argmax(1) - (parts.model.config.module_reads or 0))
-            )
+            pairs = parts.model.predict(ids, labels)
+            states = parts.model(ids, starts=parts.model.starts(labels))
         for number, (hidden, wanted) in enumerate(pairs):
             hit = parts.model.logits(hidden).argmax(-1) == wanted
             speech = wanted >= parts.tokens.first_code

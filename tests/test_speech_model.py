@@ -64,6 +64,20 @@ def test_transcribe_and_speak(folder: Path, question: Path, tmp_path: Path):
         vivavoce.speak("123 !?", voice=str(folder))
 
 
+def test_the_command_prints_a_transcript(folder: Path, question: Path):
+    made = CliRunner().invoke(make_app(), ["transcribe", str(question), "--model", str(folder)])
+    assert made.exit_code == 0
+    assert made.stdout.strip() == vivavoce.transcribe(question, model=str(folder)).text
+
+
+def test_what_it_cannot_do_is_refused(folder: Path, question: Path):
+    for wanted in ({"words": True}, {"language": "de"}, {"task": "translate"}, {"beams": 5}, {"dtype": "int8"}):
+        with pytest.raises(ConfigError):
+            vivavoce.transcribe(question, model=str(folder), **wanted)
+    with pytest.raises(ConfigError):
+        vivavoce.load(str(folder), dtype="int8")
+
+
 def test_load_gives_the_parts(folder: Path):
     assert vivavoce.load(str(folder)).tokens.codes == 32
 
@@ -73,6 +87,7 @@ def test_load_gives_the_parts(folder: Path):
     [
         (["--mode", "rocket"], "no mode is called 'rocket'"),
         (["--model", "no-such-model"], "no-such-model is no speech model"),
+        (["--system", "be brief"], "leave --asr"),
     ],
 )
 def test_faults_are_one_sentence(folder: Path, question: Path, arguments: list[str], sentence: str):
@@ -85,7 +100,7 @@ def test_faults_are_one_sentence(folder: Path, question: Path, arguments: list[s
 def test_a_microphones_silence_is_left_out_and_ends_a_question():
     loud, quiet = 0.2 * torch.randn(16_000), 1e-4 * torch.randn(16_000)
     found = list(speech_model.questions([quiet, loud, quiet, quiet], endpoint=0.4))
-    assert found[-1] is None and found.count(None) == 1 if None in found else False
+    assert found[-1] is None and sum(piece is None for piece in found) == 1
     heard = sum(len(piece) for piece in found if piece is not None)
     assert 16_000 < heard < 16_000 + 0.8 * 16_000
 

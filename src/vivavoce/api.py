@@ -127,6 +127,8 @@ def load(
     text = str(name_or_path)
     if speech_model.is_speech_model(text):
         options.no_parts()
+        options.computes("vita_audio")
+        options.cpu_only("speech models")
         return speech_model.open_speech_model(text)
     if text in SOURCES:
         return _from_native(store.locate(text), text, options)
@@ -486,10 +488,19 @@ def transcribe(
     is no speech; a ``seed`` makes what is drawn at random repeatable. ``on_segment`` is called with each segment as it
     is written, ``on_progress`` with the seconds read so far. Memory does not grow with the length of a file.
     """
-    if speech_model.is_speech_model(model or os.environ.get("VIVA_MODEL")):
+    chosen = model or os.environ.get("VIVA_MODEL")
+    if speech_model.is_speech_model(chosen):
+        if words or prompt or task != "transcribe" or language_code(language or "en") != "en" or beams != 1:
+            raise ConfigError(f"{chosen} writes plain English text; leave words, prompt, task, language and beams out")
+        options = _Options(_device(device), dtype, {})
+        options.computes("vita_audio")
+        options.cpu_only("speech models")
         set_threads(threads)
-        parts = speech_model.open_speech_model(str(model or os.environ.get("VIVA_MODEL")))
-        return speech_model.transcribe(parts, _Heard(_blocks_of(source, sample_rate), on_progress))
+        blocks = _Heard(_blocks_of(source, sample_rate), on_progress)
+        made = speech_model.transcribe(speech_model.open_speech_model(str(chosen)), blocks)
+        for segment in made.segments if on_segment is not None else ():
+            on_segment(segment)
+        return made
     if task not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
     if not 1 <= beams <= 32:

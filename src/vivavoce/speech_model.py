@@ -25,7 +25,7 @@ from vivavoce.detect.segments import Segmenter, SegmentOptions
 from vivavoce.dialogue import Reply
 from vivavoce.dialogue.vita_audio_files import open_bundle
 from vivavoce.dialogue.vita_audio_session import SpeechOut, VITAAudioParts, VITAAudioSession, speak_codes
-from vivavoce.errors import AudioError, ConfigError, UnknownNameError
+from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, UnknownNameError
 from vivavoce.inspection import is_native
 from vivavoce.search.sampling import SamplingOptions
 from vivavoce.tts import Speech
@@ -48,6 +48,10 @@ def is_speech_model(name: str | Path | None) -> bool:
 @functools.cache
 def open_speech_model(name: str) -> VITAAudioParts:
     """A speech model, loaded once; several sessions may share it in turns."""
+    if name in SHIPPED and not SHIPPED[name].is_dir():
+        raise MissingWeightsError(
+            f"{name} is not part of this copy of the program; install a release, or train it anew"
+        )
     if not is_speech_model(name):
         raise UnknownNameError(f"{name} is no speech model; use {', '.join(SHIPPED)} or a folder that holds one")
     return open_bundle(SHIPPED.get(name, Path(name).expanduser()), name)
@@ -115,11 +119,12 @@ def questions(blocks: Iterable[Tensor], endpoint: float = 0.5) -> Iterator[Tenso
     silence end it; silence between questions is left out, but for the last 0.2 s before each."""
     detector = LevelDetector()
     segmenter = Segmenter(SegmentOptions(min_silence=1000 * endpoint), detector.config.chunk)
-    state, recent, speaking = detector.init_state(1), list[Tensor](), False
+    state, recent, speaking, rest = detector.init_state(1), list[Tensor](), False, torch.zeros(0)
     for block in blocks:
-        for piece in block.split(BLOCK):
-            if len(piece) < BLOCK:
-                continue
+        *pieces, rest = torch.cat([rest, block, torch.zeros(0)]).split(BLOCK)
+        if len(rest) == BLOCK:
+            pieces, rest = [*pieces, rest], torch.zeros(0)
+        for piece in pieces:
             odds, state = detector.step(piece[None], state)
             ended = segmenter.push(float(odds[0, 0])) is not None
             if segmenter.speaking and not speaking:
@@ -129,7 +134,7 @@ def questions(blocks: Iterable[Tensor], endpoint: float = 0.5) -> Iterator[Tenso
                 yield piece
             recent = [*recent[-5:], piece]
             if speaking and (ended or not segmenter.speaking):
-                speaking = False
+                speaking, recent = False, []
                 yield None
 
 

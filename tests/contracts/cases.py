@@ -212,7 +212,7 @@ def _vita_audio() -> Stream:
     def draw(batch: int, ticks: int, seed: int) -> Tensor:
         return torch.randint(61, (batch, ticks), generator=torch.Generator().manual_seed(seed))
 
-    return Stream(model, draw, model.init_state, step, None, lambda tokens: model.logits(model.teach(tokens)[0]),
+    return Stream(model, draw, model.init_state, step, None, lambda tokens: model.logits(model(tokens)[0]),
                   grows=True)  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def uncached(net: VITAAudio, text: list[int], answer: int, module: int | None) -
     """The logits of the token behind ``text`` by teacher forcing over all of it; the answer begins at ``answer``."""
     reads = net.config.module_reads
     starts = None if reads is None else torch.tensor([max(0, answer - reads)])
-    states = net.teach(torch.tensor([text]), starts=starts)
+    states = net(torch.tensor([text]), starts=starts)
     return net.logits(states[0 if module is None else module + 1][0, -1])
 
 
@@ -164,7 +164,7 @@ def test_packed_documents_do_not_see_one_another():
     one, two = torch.tensor([PROMPT]), torch.tensor([[5, 6, 50, 2, 8]])
     packed = torch.cat([one, two], dim=1)
     positions = torch.cat([torch.arange(8), torch.arange(5)])[None]
-    together, alone = net.teach(packed, positions), net.teach(two)
+    together, alone = net(packed, positions), net(two)
     for number in range(4):
         torch.testing.assert_close(together[number][:, 8 + number :], alone[number][:, number:])
 
@@ -172,15 +172,15 @@ def test_packed_documents_do_not_see_one_another():
 def test_stages_freeze_and_begin_as_they_should():
     net = model(modules=1)
     begin_module(net)
-    assert torch.equal(net.modules_[0].layer.qkv.weight, net.decoder.layers[-1].qkv.weight)
+    assert torch.equal(net.mctp[0].layer.qkv.weight, net.decoder.layers[-1].qkv.weight)
     freeze_backbone(net)
     tokens = torch.randint(0, 61, (2, 20))
     net.loss_terms(tokens, tokens, detach=True)["modules"].sum().backward()
-    assert all((p.grad is not None) == name.startswith("modules_") for name, p in net.named_parameters())
+    assert all((p.grad is not None) == name.startswith("mctp") for name, p in net.named_parameters())
     grown = VITAAudio(net.config.with_modules(3))
     grown.load_state_dict(net.state_dict(), strict=False)
     copy_module(grown)
-    assert torch.equal(grown.modules_[2].project.weight, net.modules_[0].project.weight)
+    assert torch.equal(grown.mctp[2].project.weight, net.mctp[0].project.weight)
 
 
 def test_in_the_joint_stage_modules_teach_the_backbone():

@@ -95,6 +95,22 @@ def test_each_code_is_decoded_once():
     assert seen == [4] * 12
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_very_short_answer_is_as_long_as_its_codes(count):
+    p, out = parts(), SpeechOut(parts())
+    with torch.inference_mode():
+        sound = torch.cat([out.step([3] * count), out.flush()])
+    assert len(sound) == count * p.decoder.frames(1) * p.vocoder.hop_length
+
+
+def test_a_question_is_answered_once():
+    session, _ = answered(QUESTION, [])
+    with pytest.raises(ConfigError, match="another session"):
+        next(session.answer())
+    with pytest.raises(ConfigError, match="another session"):
+        session.step(QUESTION)
+
+
 def test_text_to_speech_gives_codes_in_chunks():
     chunks = list(speak_codes(parts(), "the sky is blue"))
     assert chunks and all(1 <= len(chunk) <= 8 for chunk in chunks)

@@ -35,7 +35,7 @@ def check(folder: Path) -> dict[str, float]:
 
 def _check_states(case: Case, model: VITAAudio) -> None:
     ids = case.given("tf_ids")[None]
-    for number, hidden in enumerate(model.teach(ids)):
+    for number, hidden in enumerate(model(ids)):
         name = "main" if number == 0 else f"mtp{number - 1}"
         case.close(f"tf_hidden_{name}", hidden[0, number:])
         case.close(f"tf_logits_{name}", model.logits(hidden[0, number:]))

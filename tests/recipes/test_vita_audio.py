@@ -57,7 +57,7 @@ def frequencies(recipe: VITAAudioRecipe) -> float:
 def test_stage_one_beats_the_frequencies_of_tokens(first: tuple[VITAAudioRecipe, Path]) -> None:
     recipe, run = first
     assert terms(recipe)["main"] < 0.9 * frequencies(recipe)
-    assert recipe.name == "vita_audio-1" and not len(recipe.net.modules_)
+    assert recipe.name == "vita_audio-1" and not len(recipe.net.mctp)
     lines = (run / "samples" / "000060.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line).keys() for line in lines] == [{"task", "heard", "wanted", "written"}] * 3
 
@@ -71,19 +71,18 @@ def test_the_stages_build_on_one_another(
         recipe.evaluate = lambda: {}
         recipe.sample = lambda folder, step: None
         state = recipe.net.state_dict()
-        assert len(recipe.net.modules_) == modules
+        assert len(recipe.net.mctp) == modules
         assert all(torch.equal(state[name.removeprefix("model.")], backbone[name]) for name in backbone
-                   if name.startswith("model.") and ".modules_" not in name)  # fmt: skip
+                   if name.startswith("model.") and ".mctp" not in name)  # fmt: skip
         if number == 3:
             assert all(
-                torch.equal(state[f"modules_.{copy}.project.weight"], state["modules_.0.project.weight"])
-                for copy in range(10)
+                torch.equal(state[f"mctp.{copy}.project.weight"], state["mctp.0.project.weight"]) for copy in range(10)
             )
         start = {name: tensor.clone() for name, tensor in state.items()}
         train(recipe, tmp_path / str(number))
         moved = {name.split(".")[0] for name, tensor in recipe.net.state_dict().items()
                  if not torch.equal(tensor, start[name])}  # fmt: skip
-        assert moved == ({"modules_"} if number < 4 else {"modules_", "decoder", "embedding", "head"})
+        assert moved == ({"mctp"} if number < 4 else {"mctp", "decoder", "embedding", "head"})
         before = tmp_path / str(number)
         backbone = load_file(before / CHECKPOINT)
 

@@ -110,6 +110,8 @@ def talk(
             "viva: no models are pulled, so the small one that ships answers: run  viva pull starter", file=sys.stderr
         )
     if model is not None:
+        if llm or system or recogniser or text_model:
+            raise ConfigError("a speech model hears, thinks and speaks by itself; leave --asr, --text-model, --llm out")
         _talk_directly(model, mode, source, output, play or mic, endpoint, not fast, seed, as_json)
         return
     note("loading ...")

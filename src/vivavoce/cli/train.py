@@ -111,7 +111,7 @@ def _run(
             ready, folder, resume=resume, stop_after=stop_after, report=report, evaluated=evaluated
         )  # fmt: skip
     finish, model = getattr(ready, "finish", None), None
-    if finish is not None:
+    if finish is not None and reached == ready.schedule.steps:
         model = folder / "model"
         finish(model)
     return {"recipe": row.name, "step": reached, "steps": ready.schedule.steps, "run": str(folder),

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.errors import ConfigError
 from vivavoce.nn.attention import KVCache, init_cache
 from vivavoce.nn.decoder import Decoder, DecoderConfig, DecoderLayer, RMSNorm, run
 from vivavoce.nn.streaming import module_list
@@ -35,6 +36,10 @@ class VITAAudioConfig:
     modules: int
     module_loss: float = 1.0  # weight of the modules' mean loss beside the backbone's
     module_reads: int | None = None  # tokens before the answer that modules read; None: all, as published
+
+    def __post_init__(self) -> None:
+        if self.modules < 0 or (self.module_reads is not None and self.module_reads < 1):
+            raise ConfigError("VITAAudioConfig needs modules of 0 or more and module_reads of 1 or more, or None")
 
     @classmethod
     def published(cls, modules: int | str = 10) -> VITAAudioConfig:
@@ -67,7 +72,7 @@ class VITAAudioConfig:
         return replace(self, modules=modules)
 
 
-class Module(nn.Module):
+class MCTPModule(nn.Module):
     """One module of the chain, without what it shares with the backbone."""
 
     def __init__(self, config: DecoderConfig):
@@ -100,7 +105,7 @@ class VITAAudio(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.decoder.dim)
         self.decoder = Decoder(config.decoder)
-        self.modules_ = module_list(Module(config.decoder) for _ in range(config.modules))
+        self.mctp = module_list(MCTPModule(config.decoder) for _ in range(config.modules))
         self.head = nn.Linear(config.decoder.dim, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
@@ -116,8 +121,8 @@ class VITAAudio(nn.Module):
         like = self.decoder.norm.weight
         return VITAAudioState(
             backbone=self.decoder.init_state(batch, room),
-            modules=tuple(init_cache(batch, c.n_kv_heads, room, c.head_dim, like) for _ in self.modules_),
-            hidden=tuple(like.new_zeros(batch, 0, c.dim) for _ in self.modules_),
+            modules=tuple(init_cache(batch, c.n_kv_heads, room, c.head_dim, like) for _ in self.mctp),
+            hidden=tuple(like.new_zeros(batch, 0, c.dim) for _ in self.mctp),
         )
 
     def step(self, tokens: Tensor, state: VITAAudioState, span: int | None = None) -> tuple[Tensor, VITAAudioState]:
@@ -135,7 +140,7 @@ class VITAAudio(nn.Module):
         module begins one later than the one before. ``span``: tokens the module will have read after the pass, if the
         caller knows.
         """
-        module, length = self.modules_[number], tokens.shape[1]
+        module, length = self.mctp[number], tokens.shape[1]
         cache, waiting = state.modules[number], state.hidden[number]
         if waiting.shape[1] < length:
             raise ValueError(f"module {number} has {waiting.shape[1]} states of its predecessor, not {length}")
@@ -154,10 +159,12 @@ class VITAAudio(nn.Module):
 
     def skip(self, count: int, state: VITAAudioState) -> VITAAudioState:
         """Forget the oldest ``count`` states that wait for module 0 (``module_reads``)."""
+        if count < 0:
+            raise ValueError("module 0 has already read past the place where it should begin")
         return replace(state, hidden=(state.hidden[0][:, count:], *state.hidden[1:]))
 
     # ----------------------------------------------------------------------------------------- teacher forcing
-    def teach(
+    def forward(
         self, tokens: Tensor, positions: Tensor | None = None, starts: Tensor | None = None, *, detach: bool = False
     ) -> list[Tensor]:
         """States of the backbone and of every module, each (B, T, D) aligned to the token read last: all predict x[j+1]
@@ -187,7 +194,7 @@ class VITAAudio(nn.Module):
             positions = torch.arange(embedded.shape[1], device=tokens.device).expand(embedded.shape[:2])
             mask = _causal(positions)
         own = torch.eye(embedded.shape[1], dtype=torch.bool, device=tokens.device)
-        for number, module in enumerate(self.modules_):
+        for number, module in enumerate(self.mctp):
             # a token too early for this module sees itself only, so that no row of the softmax is empty
             mask = mask & ((positions > number)[:, None, None] | own)
             x = module.join(embedded, F.pad(hidden, (0, 0, 1, -1))).to(embedded.dtype)
@@ -204,23 +211,26 @@ class VITAAudio(nn.Module):
         ``module_reads``, rows hold one document each.
         """
         losses = [
-            F.cross_entropy(self.head(hidden).float(), wanted)
-            for hidden, wanted in self.learned(tokens, labels, positions, detach=detach)
+            F.cross_entropy(self.head(hidden).float(), wanted, reduction="sum") / max(1, len(wanted))
+            for hidden, wanted in self.predict(tokens, labels, positions, detach=detach)
         ]
         main, rest = losses[0], losses[1:]
         return {"main": main, "modules": torch.stack(rest) if rest else main.new_zeros(0)}
 
-    def learned(
+    def starts(self, labels: Tensor) -> Tensor | None:
+        """Where modules begin to read in each row (B,), told by the first label; None where they read all."""
+        reads = self.config.module_reads
+        return None if reads is None else ((labels >= 0).int().argmax(1) - reads).clamp_min(0)
+
+    def predict(
         self, tokens: Tensor, labels: Tensor, positions: Tensor | None = None, *, detach: bool = False
     ) -> list[tuple[Tensor, Tensor]]:
         """For the backbone and each module: the states (N, D) from which a label is to be predicted, and the labels
         (N,)."""
-        starts = None
-        if self.config.module_reads is not None:
-            starts = ((labels >= 0).int().argmax(1) - self.config.module_reads).clamp_min(0)
+        starts = self.starts(labels)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        states = self.teach(tokens, positions, starts, detach=detach)
+        states = self(tokens, positions, starts, detach=detach)
         wanted = F.pad(labels[:, 1:], (0, 1), value=-100)
         next_document = F.pad(positions[:, 1:], (0, 1)) == 0  # what follows belongs to another text
         wanted = wanted.masked_fill(next_document, -100)
@@ -250,7 +260,9 @@ def _causal(positions: Tensor) -> Tensor:
 
 
 def _angles(table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    cosine, sine = table[:, positions.clamp_max(table.shape[1] - 1)][:, :, None]
+    if positions.numel() and int(positions.max()) >= table.shape[1]:
+        raise ConfigError(f"a text of {int(positions.max()) + 1} tokens is too long: the model reads {table.shape[1]}")
+    cosine, sine = table[:, positions][:, :, None]
     return cosine, sine
 
 
@@ -265,20 +277,20 @@ def _added(hidden: tuple[Tensor, ...], number: int, further: Tensor) -> tuple[Te
 def begin_module(model: VITAAudio) -> None:
     """Stage 2: the first module's layer is a copy of the backbone's last, its projection random."""
     with torch.no_grad():
-        model.modules_[0].layer.load_state_dict(model.decoder.layers[-1].state_dict())
-        nn.init.normal_(model.modules_[0].project.weight, std=0.02)
-        for norm in (model.modules_[0].embed_norm, model.modules_[0].hidden_norm):
+        model.mctp[0].layer.load_state_dict(model.decoder.layers[-1].state_dict())
+        nn.init.normal_(model.mctp[0].project.weight, std=0.02)
+        for norm in (model.mctp[0].embed_norm, model.mctp[0].hidden_norm):
             nn.init.ones_(norm.weight)
 
 
 def copy_module(model: VITAAudio) -> None:
     """Stage 3: every module begins as a copy of the first."""
-    for module in model.modules_[1:]:
-        module.load_state_dict(model.modules_[0].state_dict())
+    for module in model.mctp[1:]:
+        module.load_state_dict(model.mctp[0].state_dict())
 
 
 def freeze_backbone(model: VITAAudio, frozen: bool = True) -> None:
     """Stages 2 and 3 train modules only; stage 4 everything."""
     model.requires_grad_(not frozen)
-    for module in model.modules_:
+    for module in model.mctp:
         module.requires_grad_(True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderState, time_noise
-from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
-from vivavoce.dialogue import Reply, Timing
+from vivavoce.codecs.glm4_tokenizer import SAMPLE_RATE, GLM4Tokenizer
+from vivavoce.dialogue import Event, Reply, Timing
 from vivavoce.dialogue.vita_audio import VITAAudio
 from vivavoce.dialogue.vita_audio_prompts import VITATokens, answer_prompt, speak_prompt, transcribe_prompt
 from vivavoce.dialogue.vita_audio_writing import Grammar, Writer, mode_named, write_by_grammar
@@ -50,6 +50,12 @@ class VITAAudioParts:
                  "decoder": self.decoder.config.vocab_size}  # fmt: skip
         if len(set(codes.values())) > 1:
             raise ConfigError(f"the parts count speech tokens differently ({codes}); take parts that belong together")
+        decoder, vocoder = self.decoder.config, self.vocoder.config
+        if decoder.n_mels != vocoder.n_mels or not decoder.causal:
+            raise ConfigError(
+                f"the decoder gives {decoder.n_mels} mel bands{'' if decoder.causal else ' and does not stream'}, the "
+                f"vocoder takes {vocoder.n_mels}; take parts that belong together"
+            )
 
     @property
     def sample_rate(self) -> int:
@@ -86,9 +92,7 @@ class SpeechOut:
         """The samples still withheld."""
         if not self.codes:
             return torch.zeros(0)
-        delay = self.parts.vocoder.delay
-        wave = self._without_delay(self.parts.vocoder.flush(self.wave)[0])
-        return wave[: delay - self.withheld]
+        return self._without_delay(self.parts.vocoder.flush(self.wave)[0][: self.parts.vocoder.delay])
 
     def _without_delay(self, wave: Tensor) -> Tensor:
         skipped = min(self.withheld, len(wave))
@@ -105,12 +109,14 @@ class Answer:
     writers: list[int | None] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
     passes_before_sound: int | None = None
-    finished: bool = False
 
 
 class VITAAudioSession:
     """One question and its answer: feed sound with :meth:`step`, then take :meth:`answer`. Not thread-safe; sessions of
-    the same parts may be used in turns."""
+    the same parts may be used in turns.
+
+    Unlike other sessions of this room it does not find the question's end: whoever feeds it says so by taking the
+    answer."""
 
     def __init__(
         self, parts: VITAAudioParts, *, mode: str = "boost", task: Task = "answer", longest: int | None = None,
@@ -125,17 +131,20 @@ class VITAAudioSession:
         self.writer = Writer.begin(parts.model)
         self.hearing = parts.tokenizer.init_state(1)
         self.heard = 0  # samples
-        self.spent = {"tokenise": 0.0, "prefill": 0.0}
+        self.tokenising = 0.0  # seconds
+        self.over = False
         self.result = Answer()
         self._read(before)
 
     @torch.inference_mode()
     def step(self, wave: Tensor) -> Reply:
         """(S,) at 16 kHz of the question: whole blocks become codes and are read at once."""
+        if self.over:
+            raise ConfigError("this question is over; begin another session for the next one")
         began = self.clock()
         codes, self.hearing = self.parts.tokenizer.step(wave[None], self.hearing)
         self.heard += len(wave)
-        self.spent["tokenise"] += self.clock() - began
+        self.tokenising += self.clock() - began
         if codes.shape[1]:
             self._read([self.parts.tokens.first_code + code for code in codes[0].tolist()])
         return Reply()
@@ -144,25 +153,35 @@ class VITAAudioSession:
         """The question is over: text and sound of the answer as they come. Times count from this call."""
         if not self.heard:
             raise AudioError("there is no sound to answer; record something first")
-        began, spent_before = self.clock(), dict(self.spent)
+        if self.over:
+            raise ConfigError("this question has been answered; begin another session for the next one")
+        self.over, began, before = True, self.clock(), self.tokenising
+        yield Reply(events=(Event("speech_ended", self.heard / SAMPLE_RATE),))
         with torch.inference_mode():
             codes = self.parts.tokenizer.flush(self.hearing)
-            self.spent["tokenise"] += self.clock() - began
+            self.tokenising += self.clock() - began
             tail = [self.parts.tokens.first_code + code for code in codes[0].tolist()]
             self.writer.add([*tail, *self.behind])
             self.writer.begin_answer()
+            if len(self.writer.tokens) == self.writer.room:
+                raise AudioError("the question leaves no room for an answer; ask something shorter")
         passes = self.writer.passes
-        yield from self._written(began, passes, spent_before)
-        self.result.finished = True
+        yield from self._written(began, passes, before)
+        yield Reply(events=(Event("reply_ended", self.heard / SAMPLE_RATE, self.result.text),))
+
+    def played(self, seconds: float) -> None:
+        """A session answers one question, so what the listener has heard changes nothing."""
+
+    def close(self) -> None:
+        """No more sound is taken."""
+        self.over = True
 
     def _read(self, tokens: list[int]) -> None:
-        began = self.clock()
         with torch.inference_mode():
             self.writer.add(tokens)
             self.writer.prefill()
-        self.spent["prefill"] += self.clock() - began
 
-    def _written(self, began: float, passes: int, spent: dict[str, float]) -> Iterator[Reply]:
+    def _written(self, began: float, passes: int, before: float) -> Iterator[Reply]:
         """Let the model write; codes become sound in chunks."""
         parts, result, tokens = self.parts, self.result, self.parts.tokens
         out, waiting, text = SpeechOut(parts, self.clock), list[int](), list[int]()
@@ -171,10 +190,10 @@ class VITAAudioSession:
             tokens, parts.model.config.vocab_size, speaking=self.task == "answer", interleave=parts.interleave
         )
         room = self.writer.room - len(self.writer.tokens)
+        limit = room if self.longest is None else min(room, self.longest)
         written = write_by_grammar(
-            self.writer, grammar, self.mode, min(room, self.longest or room), options=self.sampling,
-            generator=self.generator,
-        )  # fmt: skip
+            self.writer, grammar, self.mode, limit, options=self.sampling, generator=self.generator
+        )
         while True:
             with torch.inference_mode():
                 made = next(written, None)
@@ -194,7 +213,7 @@ class VITAAudioSession:
                 if waiting and (len(waiting) >= CHUNK or code is None):
                     wave, waiting = out.step(waiting), []
                 if wave is not None and result.timing.first_sound is None and len(wave):
-                    self._tell_first_sound(began, first_token, passes, spent, out)
+                    self._tell_first_sound(began, first_token, passes, before, out)
             if piece or wave is not None:
                 yield Reply(text_piece=piece, wave_piece=wave)
         with torch.inference_mode():
@@ -204,12 +223,10 @@ class VITAAudioSession:
         if len(rest):
             yield Reply(wave_piece=rest)
 
-    def _tell_first_sound(
-        self, began: float, first_token: float, passes: int, spent: dict[str, float], out: SpeechOut
-    ) -> None:
+    def _tell_first_sound(self, began: float, first_token: float, passes: int, before: float, out: SpeechOut) -> None:
         """Where the time to the first sound went, in milliseconds."""
         now, timing = self.clock(), self.result.timing
-        tokenise = self.spent["tokenise"] - spent["tokenise"]
+        tokenise = self.tokenising - before
         flow, vocoder = out.spent["flow"], out.spent["vocoder"]
         prefill = first_token - began - tokenise
         parts = {"tokenise": tokenise, "prefill": prefill, "drafts": now - first_token - flow - vocoder, "flow": flow,

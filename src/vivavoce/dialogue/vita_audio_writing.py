@@ -54,7 +54,7 @@ class Writer:
 
     @classmethod
     def begin(cls, model: VITAAudio, capacity: int | None = None) -> Writer:
-        return cls(model, model.init_state(1, capacity), drafted=[n + 1 for n in range(len(model.modules_))])
+        return cls(model, model.init_state(1, capacity), drafted=[n + 1 for n in range(len(model.mctp))])
 
     @property
     def room(self) -> int:
@@ -79,10 +79,9 @@ class Writer:
 
     def backbone(self) -> Tensor:
         """Let the backbone read what it has not read -> logits (V,) of the next token."""
-        new = torch.tensor([self.tokens[self.read :]])
-        hidden, self.state = self.model.step(new, self.state, len(self.tokens))
-        self.read, self.passes = len(self.tokens), self.passes + 1
-        return self.model.logits(hidden[0, -1])
+        if self.read == len(self.tokens):
+            raise ValueError("the backbone has read everything; add a token first")
+        return self.model.logits(self._read()[0, -1])
 
     def module(self, number: int) -> Tensor:
         """Let a module read what it has not read -> logits (V,) of the next token."""
@@ -92,9 +91,7 @@ class Writer:
     def prefill(self) -> None:
         """Let the backbone read what there is, and the modules too where they read everything."""
         if self.read < len(self.tokens):
-            new = torch.tensor([self.tokens[self.read :]])
-            _, self.state = self.model.step(new, self.state, len(self.tokens))
-            self.read, self.passes = len(self.tokens), self.passes + 1
+            self._read()
         reads = self.model.config.module_reads
         if reads is not None and self.drafted:
             self.state = self.model.skip(max(0, self.state.hidden[0].shape[1] - reads), self.state)
@@ -102,6 +99,12 @@ class Writer:
         for number, index in enumerate(self.drafted):
             if index < len(self.tokens):
                 self._draft(number)
+
+    def _read(self) -> Tensor:
+        new = torch.tensor([self.tokens[self.read :]])
+        hidden, self.state = self.model.step(new, self.state, len(self.tokens))
+        self.read, self.passes = len(self.tokens), self.passes + 1
+        return hidden
 
     def _draft(self, number: int) -> Tensor:
         first, begun = self.drafted[number], self.begun + number
@@ -155,7 +158,7 @@ def write_scheduled(
 class Grammar:
     """Which tokens may follow: text, then a block of speech, in turns, and the end after a block.
 
-    ``speaking`` False: text only (a transcript). ``turns``: how many text tokens a turn has at most, the last for ever.
+    ``speaking`` False: text only (a transcript). ``interleave``: the checkpoint's, whose text counts end a turn.
     """
 
     def __init__(self, tokens: VITATokens, vocab_size: int, *, speaking: bool, interleave: Sequence[int]):
@@ -225,7 +228,7 @@ def write_by_grammar(
         if (speech and not look and spent) or (number and not speech):
             pair = min(pair + 2, len(mode) - 2)
             number, look, left = 0, mode[pair], mode[pair + 1]
-        drafting = speech and not look and writer.read > 0
+        drafting = speech and not look
         logits = writer.module(number) if drafting else writer.backbone()
         token = sample(logits.masked_fill(~allowed, float("-inf")), writer.tokens, options, generator)
         grammar.take(token)

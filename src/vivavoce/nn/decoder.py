@@ -184,5 +184,7 @@ class Decoder(nn.Module):
         """The rotary table (2, context, head) on the device of ``like``."""
         # a table, not a buffer: it follows from the configuration and must not depend on how weights were loaded
         if self._table is None or self._table.device != like.device:
-            self._table = rope_table(self.config.context, self.config.head_dim, self.config.rope_base).to(like.device)
+            with torch.inference_mode(False):  # training may want what a conversation made first
+                table = rope_table(self.config.context, self.config.head_dim, self.config.rope_base)
+                self._table = table.to(like.device)
         return self._table

@@ -36,11 +36,6 @@ def scaled(mel: Tensor) -> Tensor:
     return (mel - MEAN) / SCALE
 
 
-def unscaled(mel: Tensor) -> Tensor:
-    """What the decoder makes to log mel."""
-    return mel * SCALE + MEAN
-
-
 class DecoderRecipe:
     """``corpus``: the folder of sets."""
 

@@ -27,7 +27,6 @@ from vivavoce.dialogue.vita_audio_files import save_bundle, small_weight
 from vivavoce.dialogue.vita_audio_prompts import INTERLEAVES, VITATokens
 from vivavoce.dialogue.vita_audio_session import VITAAudioParts
 from vivavoce.errors import ConfigError
-from vivavoce.recipes.glm4_decoder import MEAN, SCALE
 from vivavoce.recipes.vita_audio_records import make_tokenizer
 from vivavoce.train.loop import ABOUT, restore
 from vivavoce.vocoders.hift import HiFT, HiFTConfig
@@ -59,8 +58,19 @@ def bind(model: Path, tokenizer: Path, decoder: Path, vocoder: Path, out: Path) 
     tok = build(GLM4Tokenizer, replace(tok_config, context=window), weights)
     flow = build(GLM4Decoder, from_dict(GLM4DecoderConfig, open_native(decoder).config), open_native(decoder).tensors())
     hift = build(HiFT, from_dict(HiFTConfig, open_native(vocoder).config), open_native(vocoder).tensors())
+    settings = open_native(decoder).settings
     tokens = VITATokens(make_tokenizer(tok_config.codes))
-    parts = VITAAudioParts(net.eval(), tokens, tok, flow, hift, INTERLEAVES["boost"], MEAN, SCALE, out.name)
+    parts = VITAAudioParts(
+        net.eval(),
+        tokens,
+        tok,
+        flow,
+        hift,
+        INTERLEAVES["boost"],
+        float(settings["mean"]),
+        float(settings["scale"]),
+        out.name,
+    )
     save_bundle(out, parts)
     return parts
 

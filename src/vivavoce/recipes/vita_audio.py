@@ -97,7 +97,7 @@ class VITAAudioRecipe:
                 "budget": self.budget, "steps": self.schedule.steps}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
-        own = [p for module in self.net.modules_ for p in module.parameters()]
+        own = [p for module in self.net.mctp for p in module.parameters()]
         chosen = {id(p) for p in own}
         rest = [p for p in self.net.parameters() if id(p) not in chosen and p.requires_grad]
         groups = [{"params": rest, "lr": self.stage.rate}, {"params": own, "lr": self.stage.module_rate}]
@@ -111,7 +111,7 @@ class VITAAudioRecipe:
         with torch.autocast("cpu", torch.bfloat16):
             terms = self.net.loss_terms(ids, labels, detach=stage in (2, 3))
         modules = terms["modules"].mean() if self.config.modules else terms["main"].new_zeros(())
-        total = {1: terms["main"], 2: modules, 3: modules}.get(stage, terms["main"] + modules)
+        total = {1: terms["main"], 2: modules, 3: modules}.get(stage, terms["main"] + self.config.module_loss * modules)
         return {"loss": total, "main": terms["main"], "modules": modules}
 
     def evaluate(self) -> dict[str, float]:
@@ -133,7 +133,7 @@ class VITAAudioRecipe:
         """Accuracy of the backbone over text and speech, and of each module over speech."""
         ids, labels = batch(part, self.tokens, np.random.default_rng(0), 0.0)
         right: dict[str, float] = {}
-        for number, (hidden, wanted) in enumerate(self.net.learned(ids, labels)):
+        for number, (hidden, wanted) in enumerate(self.net.predict(ids, labels)):
             hit = self.net.logits(hidden).argmax(-1) == wanted
             speech = wanted >= self.tokens.first_code
             if number == 0:

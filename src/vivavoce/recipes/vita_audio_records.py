@@ -19,6 +19,7 @@ from torch import Tensor
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
 from vivavoce.dialogue.vita_audio_prompts import (
     CLIP,
+    INTERLEAVES,
     LUKE,
     SPEAK,
     TRANSCRIBE,
@@ -88,7 +89,8 @@ class Corpus:
     """All sets with their codes; the voice that answers."""
 
     def __init__(self, folder: Path, tokenizer: GLM4Tokenizer, names: tuple[str, ...], report=None):
-        self.sets = {name: CodedUtterances(folder / name, tokenizer, report) for name in names}
+        # the voice that answers exactly, what is heard quickly: a few codes that differ are a disturbance like others
+        self.sets = {name: CodedUtterances(folder / name, tokenizer, report, quick=name != "teacher") for name in names}
         self.spoken: dict[str, list[int]] = {}
         if "teacher" in self.sets:
             teacher = self.sets["teacher"]
@@ -116,11 +118,20 @@ def records(
             messages = [*transcribe_prompt(), Message("assistant", text)]
             skill = row.get("skill") or row.get("kind") or "real"
             found.append(_record("transcribe", messages, [codes], tokens, interleave, skill, answer=text, **about))
-        if "answer" in tasks and answer and answer in corpus.spoken:
+        if "answer" in tasks and answer and answer in corpus.spoken and fits(tokens, answer, corpus.spoken[answer]):
             messages = [*answer_prompt(), Message("assistant", f"{answer}\n{CLIP}")]
             clips = [codes, corpus.spoken[answer]]
             found.append(_record("answer", messages, clips, tokens, interleave, row["skill"], answer=answer, **about))
     return found
+
+
+def fits(tokens: VITATokens, answer: str, codes: list[int], interleave: tuple[int, ...] = INTERLEAVES["boost"]) -> bool:
+    """Whether text and speech of an answer end together: text left over would join the last turn and make it longer
+    than any turn may be when answers are written by grammar. Two answers in a hundred are too quick for their text."""
+    first, later = interleave[0], interleave[2]
+    turns = 1 + max(0, -(-(len(tokens.tokenizer.encode(f"{answer}\n")) - first) // later))
+    blocks = 1 + max(0, -(-(len(codes) - interleave[1] + 2) // (interleave[3] - 2)))
+    return turns <= blocks
 
 
 def _record(

@@ -12,11 +12,11 @@ def transformers(n_heads: int, n_kv_heads: int, n_layers: int = 1, n_modules: in
     for layer in range(n_layers):
         rows += _layer(f"model.layers.{layer}", f"decoder.layers.{layer}", n_heads, n_kv_heads)
     for module in range(n_modules):
-        rows += _layer(f"model.layers.{n_layers + module}", f"modules_.{module}.layer", n_heads, n_kv_heads)
+        rows += _layer(f"model.layers.{n_layers + module}", f"mctp.{module}.layer", n_heads, n_kv_heads)
         rows += [
-            Row(f"mtp_projs.{module}.weight", f"modules_.{module}.project.weight"),
-            Row(f"mtp_embed_norms.{module}.weight", f"modules_.{module}.embed_norm.weight"),
-            Row(f"mtp_hidden_norms.{module}.weight", f"modules_.{module}.hidden_norm.weight"),
+            Row(f"mtp_projs.{module}.weight", f"mctp.{module}.project.weight"),
+            Row(f"mtp_embed_norms.{module}.weight", f"mctp.{module}.embed_norm.weight"),
+            Row(f"mtp_hidden_norms.{module}.weight", f"mctp.{module}.hidden_norm.weight"),
         ]
     signature = ("model.embed_tokens.weight", "lm_head.weight", *(("mtp_projs.0.weight",) if n_modules else ()))
     return Layout("vita_audio, transformers", signature, tuple(rows))
