@@ -279,6 +279,12 @@ CATALOGUE: tuple[System, ...] = (
 
 SHIPPED: dict[str, Path] = {"nano-talk": Path(__file__).with_name("nano") / "talk"}
 
+
+def is_shipped(name: str) -> bool:
+    """Whether weights of this name are part of this copy of the package."""
+    return name in SHIPPED and SHIPPED[name].is_dir()
+
+
 SYSTEMS: dict[str, System] = {system.stem: system for system in CATALOGUE}
 
 
@@ -326,7 +332,7 @@ def models() -> list[ModelInfo]:
             name, row.stem, row.room, row.verbs, 0, True, "Apache-2.0; CC BY-SA 4.0 where its card says so",
             "trained by this project", f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.0f} MB, ships",
         )
-        for row in CATALOGUE for name in row.ships if (folder := SHIPPED[name]).is_dir()
+        for row in CATALOGUE for name in row.ships if is_shipped(name) and (folder := SHIPPED[name])
     ]  # fmt: skip
     for name, source in SOURCES.items():
         row = system(system_of(name))

@@ -44,11 +44,14 @@ def streamed(
     model: GLM4Decoder, tokens: Tensor, noise: Tensor, cuts: list[int], state: GLM4DecoderState | None = None
 ) -> Tensor:
     state = model.init_state(tokens.shape[0]) if state is None else state
-    rate, mels, at = model.frames(1), [], 0
+    rate, mels, at, out = model.frames(1), [], 0, 0
     for cut in cuts:
-        mel, state = model.step(tokens[:, at : at + cut], state, noise[..., at * rate : (at + cut) * rate])
+        due = model.due(at, cut)
+        mel, state = model.step(tokens[:, at : at + cut], state, noise[..., out * rate : (out + due) * rate])
         mels.append(mel)
-        at += cut
+        at, out = at + cut, out + due
+    if model.lookahead:
+        mels.append(model.flush(state, noise[..., out * rate :]))
     return torch.cat(mels, dim=-1)
 
 
@@ -85,6 +88,30 @@ def test_the_nano_size_streams_too() -> None:
         wanted = model(tokens, noise)
     assert wanted.shape == (1, 80, 150)
     close(streamed(model, tokens, noise, random_cuts(30, 9, 1)), wanted)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_look_ahead_streams_that_much_later_and_exactly(ahead: int, seed: int) -> None:
+    model = made(replace(CAUSAL, lookahead=ahead))
+    tokens, noise = drawn(model, 2, 17)
+    with torch.inference_mode():
+        wanted = model(tokens, noise)
+    close(streamed(model, tokens, noise, random_cuts(17, 6, seed)), wanted)
+    with torch.inference_mode():  # what comes later than the look-ahead changes nothing
+        longer = model(torch.cat([tokens, tokens], 1), torch.cat([noise, noise], 2))[..., : noise.shape[2]]
+    settled = model.frames(17 - ahead)
+    close(longer[..., :settled], wanted[..., :settled])
+    assert (longer - wanted).abs().max() > 1e-4
+
+
+def test_rows_of_a_batch_end_each_by_itself() -> None:
+    model = made(replace(CAUSAL, lookahead=2))
+    tokens, noise = drawn(model, 2, 12)
+    with torch.inference_mode():
+        both = model(tokens, noise, lengths=torch.tensor([12, 7]))
+        alone = model(tokens[1:, :7], noise[1:, :, : model.frames(7)])
+    close(both[1:, :, : model.frames(7)], alone)
 
 
 def test_a_speaker_and_the_number_of_steps_stay_with_the_stream() -> None:

@@ -66,7 +66,7 @@ SIZES = {
     ("vita_audio", "stage-2"): 7_989_116_928,
     ("vita_audio", "stage-1"): 7_730_361_856,
     ("glm4_decoder", "published"): 111_166_208,
-    ("glm4_decoder", "nano"): 1_907_728,
+    ("glm4_decoder", "nano"): 1_907_856,
     ("llama", "smollm2-135m"): 134_515_008,
     ("llama", "qwen2.5-0.5b"): 494_032_768,
     ("llama", "qwen2.5-1.5b"): 1_543_714_304,

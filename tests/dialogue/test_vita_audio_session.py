@@ -92,7 +92,7 @@ def test_each_code_is_decoded_once():
         for _ in range(12):
             out.step([1, 2, 3, 4])
     hook.remove()
-    assert seen == [4] * 12
+    assert sum(seen) == 4 * 12 - p.decoder.lookahead and max(seen) == 4
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -44,7 +44,7 @@ def parts(modules: int = 10) -> VITAAudioParts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, tokenizer = VITAAudio(config), GLM4Tokenizer(GLM4TokenizerConfig.tiny())
-        decoder = GLM4Decoder(replace(GLM4DecoderConfig.tiny_causal(), vocab_size=CODES))
+        decoder = GLM4Decoder(replace(GLM4DecoderConfig.tiny_causal(), vocab_size=CODES, lookahead=1))
         vocoder = HiFT(HiFTConfig.tiny())
     return VITAAudioParts(
         randomised(model), tokens(), stirred(tokenizer, 1), stirred(decoder, 2), stirred(vocoder, 3),

@@ -14,7 +14,7 @@ from vivavoce.checkpoints.native import build, open_native
 from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig, time_noise
 from vivavoce.config import from_dict
 from vivavoce.errors import ConfigError
-from vivavoce.recipes.glm4_decoder import DecoderRecipe, Options, open, padded, scaled, unscaled
+from vivavoce.recipes.glm4_decoder import DecoderRecipe, Options, open, padded
 from vivavoce.train.loop import CHECKPOINT, train
 
 
@@ -48,7 +48,7 @@ def test_pieces_are_the_codes_and_the_mel_beside_them(corpus: Path, tiny: Option
     tokens, mels, lengths = padded([(codes, mel), (part, beside)])
     assert tokens.shape == (2, len(codes)) and lengths.tolist() == [len(codes), 3]
     assert torch.equal(mels[1, :, :15], beside) and not mels[1, :, 15:].any()
-    assert torch.allclose(unscaled(scaled(mel)), mel, atol=1e-5) and abs(float(mel.mean())) < 1
+    assert abs(float(mel.mean())) < 1
     assert len(set(recipe.data.codes.tolist())) > 8, "codes that are all the same say nothing"
 
 

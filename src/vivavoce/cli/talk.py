@@ -26,7 +26,9 @@ def talk(
     play: Annotated[bool, typer.Option("--play", help="Play the answer while it is made (always with --mic).")] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="One speech model in place of the parts: nano-talk (ships), or a folder."),
+        typer.Option(
+            "--model", "-m", help="One speech model in place of the parts: a folder, or nano-talk where it ships."
+        ),
     ] = None,
     mode: Annotated[
         str, typer.Option("--mode", help="How a speech model drafts: vanilla, balance, boost or turbo.")
@@ -79,6 +81,7 @@ def talk(
     """
     if mic and file is not None:
         raise ConfigError("--mic and a file exclude each other; leave one out")
+    from vivavoce.catalogue import is_shipped
     from vivavoce.talking import (
         HEARING_RATE,
         assemble,
@@ -104,7 +107,7 @@ def talk(
     source = None if mic else str(question_file()) if file is None else file
     if source not in (None, "-"):
         io.info(str(source))  # a bad file is told before models are loaded
-    if model is None and llm is None and nothing_pulled():
+    if model is None and llm is None and nothing_pulled() and is_shipped("nano-talk"):
         model = "nano-talk"
         print(
             "viva: no models are pulled, so the small one that ships answers: run  viva pull starter", file=sys.stderr

@@ -8,7 +8,7 @@ matching, which is CosyVoice's decoder (arXiv 2407.05407, section 2.3) with an e
 Two forms by configuration. As published everything looks at the whole sequence, and speech is continued by giving the
 mel that is already there as a condition (``codecs/glm4_decoder_stream.py`` is the reference's own loop). With
 ``causal`` every layer reads a window of the past and the token's own frames: a stream gives exactly what
-:meth:`GLM4Decoder.forward` gives, nothing withheld, at constant work a token. Each Euler step then has a U-Net state of
+:meth:`GLM4Decoder.forward` gives, ``lookahead`` tokens late, at constant work a token. Each Euler step then has a U-Net state of
 its own, and noise belongs to a frame of the stream (:func:`time_noise`), not to a call. The small sizes also let the
 U-Net name the mel itself, from which the velocity follows: a network that is hardly wider than the noise it would have
 to pass on learns that sooner (Li & He 2025, arXiv 2511.13720, section 3).
@@ -45,7 +45,8 @@ class GLM4DecoderConfig:
 
     ``block``: tokens that see one another in the encoder. ``guidance``: how far to move away from the direction without
     conditions. ``predicts``: what the U-Net gives. ``window`` (frames) and ``token_window`` (tokens): how far back the
-    causal form reads, 0 in the other.
+    causal form reads, 0 in the other. ``lookahead``: tokens that the causal form hears before it makes a token's mel,
+    since codes of a recogniser tell a sound a little late.
     """
 
     vocab_size: int = 16_384
@@ -71,13 +72,14 @@ class GLM4DecoderConfig:
     causal: bool = False
     window: int = 0
     token_window: int = 0
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
         if not self.causal:
             return
         if self.frames_per_token.denominator != 1:
             raise ConfigError(f"a causal decoder needs whole frames a token, and {self.frames_per_token} are not")
-        if self.block != 1 or self.guidance or self.token_window < 1:
+        if self.block != 1 or self.guidance or self.token_window < 1 or self.lookahead < 0:
             raise ConfigError("a causal decoder takes block 1, guidance 0 and a token_window of at least 1")
 
     @property
@@ -112,7 +114,7 @@ class GLM4DecoderConfig:
         return cls(
             vocab_size=1024, dim=128, n_heads=4, ffn_dim=256, n_layers=2, block=1, speaker_dim=0, sample_rate=16_000,
             channels=(96,), n_blocks=2, n_mid_blocks=2, unet_heads=3, unet_head_dim=32, unet_ffn_dim=192, guidance=0.0,
-            steps=4, predicts="data", causal=True, window=60, token_window=25,
+            steps=4, predicts="data", causal=True, window=60, token_window=25, lookahead=2,
         )  # fmt: skip
 
 
@@ -157,12 +159,11 @@ class GLM4DecoderState:
 class GLM4Decoder(nn.Module):
     """Tokens (B, L) and noise to mel (B, M, T); see the file's head for the two forms."""
 
-    delay = 0
-
     def __init__(self, config: GLM4DecoderConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.lookahead = config.lookahead
+        self.embedding = nn.Embedding(config.vocab_size + bool(config.lookahead), config.dim)  # one for "no more"
         self.encoder = RelativeEncoder(config.dim, config.n_heads, config.n_layers, config.ffn_dim)
         self.projection = nn.Linear(config.dim, config.n_mels)
         self.smoother = Smoother(config.n_mels, config.causal)
@@ -186,10 +187,16 @@ class GLM4Decoder(nn.Module):
     # ----------------------------------------------------------------------------------------------- whole sequences
     def encode(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """tokens (B, L), of which ``lengths`` (B,) are real -> (B, L, D)."""
-        config, length = self.config, tokens.shape[1]
+        config, ahead = self.config, self.lookahead
+        if ahead:  # every row is followed by its own end
+            tokens = F.pad(tokens, (0, ahead), value=config.vocab_size)
+            if lengths is not None:
+                over = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
+                tokens = tokens.masked_fill(over, config.vocab_size)
+        length = tokens.shape[1]
         if config.causal:
             mask = window_mask(length, config.token_window, 1, tokens.device)[None, None, :, config.token_window :]
-            return self.encoder(self.embedding(tokens), mask)
+            return self.encoder(self.embedding(tokens), mask)[:, ahead:]
         x = self.embedding(tokens)
         if lengths is not None:
             x = x * (torch.arange(length, device=x.device) < lengths[:, None])[..., None].to(x.dtype)
@@ -312,15 +319,23 @@ class GLM4Decoder(nn.Module):
         )
 
     def step(self, tokens: Tensor, state: GLM4DecoderState, noise: Tensor) -> tuple[Tensor, GLM4DecoderState]:
-        """Further tokens (B, L) with the noise of their frames (B, M, frames(L)) -> their mel, and the state."""
+        """Further tokens (B, L) -> the mel of the tokens that are due by now, ``lookahead`` behind, and the state.
+
+        ``noise`` (B, M, frames(:meth:`due`)) is that of the frames which come out. All rows began at the same time.
+        """
         config, rate = self.config, self.rate.numerator
-        n_tokens = tokens.shape[1]
-        mask = stream_mask(state.position, n_tokens, config.token_window, 1)
+        mask = stream_mask(state.position, tokens.shape[1], config.token_window, 1)
         hidden, encoder = self.encoder.step(self.embedding(tokens), state.encoder, mask)
+        n_tokens = self.due(int(state.position[0]), tokens.shape[1])
+        heard, made = state.position + tokens.shape[1], (state.position - self.lookahead).clamp_min(0)
+        hidden = hidden[:, hidden.shape[1] - n_tokens :]
+        if not n_tokens:
+            mel = noise.new_zeros(noise.shape[0], config.n_mels, 0)
+            return mel, replace(state, position=heard, encoder=encoder)
         x = self.projection(hidden).repeat_interleave(rate, dim=1)
         mu, smoother = self.smoother.step(x.transpose(1, 2), state.smoother)
         given = self._conditions(mu, state.speaker, None)
-        mask = stream_mask(state.position * rate, n_tokens * rate, config.window, rate)
+        mask = stream_mask(made * rate, n_tokens * rate, config.window, rate)
         flows = []
 
         def velocity(x: Tensor, time: Tensor, n: int) -> Tensor:
@@ -329,7 +344,17 @@ class GLM4Decoder(nn.Module):
             return self._direction(y, x, time)
 
         mel = euler(velocity, noise, len(state.flows))
-        return mel, GLM4DecoderState(state.position + n_tokens, encoder, smoother, tuple(flows), state.speaker)
+        return mel, GLM4DecoderState(heard, encoder, smoother, tuple(flows), state.speaker)
+
+    def due(self, heard: int, further: int) -> int:
+        """How many tokens' mel comes out of a step with ``further`` tokens after ``heard`` ones."""
+        return max(0, heard + further - self.lookahead) - max(0, heard - self.lookahead)
+
+    def flush(self, state: GLM4DecoderState, noise: Tensor) -> Tensor:
+        """The mel of the last tokens, which nothing follows; ``noise`` as in :meth:`step`."""
+        batch = state.position.shape[0]
+        ends = torch.full((batch, self.lookahead), self.config.vocab_size, device=state.position.device)
+        return self.step(ends, state, noise)[0]
 
 
 def _nearest(lengths: Tensor, frames: Tensor, n_frames: int) -> Tensor:
@@ -341,6 +366,8 @@ def _nearest(lengths: Tensor, frames: Tensor, n_frames: int) -> Tensor:
 
 def time_noise(first: int, frames: int, n_mels: int, seed: int = 42) -> Tensor:
     """Normal noise (M, frames) for the frames from ``first`` on; a frame's numbers depend on its index alone."""
+    if not frames:
+        return torch.zeros(n_mels, 0)
     blocks = range(first // NOISE_BLOCK, (first + frames - 1) // NOISE_BLOCK + 1)
     drawn = torch.cat([_noise_block(block, n_mels, seed) for block in blocks], dim=1)
     start = first - blocks.start * NOISE_BLOCK

@@ -69,30 +69,43 @@ class SpeechOut:
         self.parts, self.clock = parts, clock
         self.flow: GLM4DecoderState = parts.decoder.init_state(1)
         self.wave: HiFTState = parts.vocoder.init_state(1)
-        self.codes = 0
+        self.codes = self.frames = 0  # heard, made
         self.withheld = parts.vocoder.delay
         self.spent = {"flow": 0.0, "vocoder": 0.0}
 
     def step(self, codes: list[int]) -> Tensor:
         """Further codes -> the samples (S,) that are certain by now."""
-        parts, began = self.parts, self.clock()
-        frames, hop = int(parts.decoder.frames(1)), parts.vocoder.hop_length
-        noise = time_noise(frames * self.codes, frames * len(codes), parts.decoder.config.n_mels)[None]
-        mel, self.flow = parts.decoder.step(torch.tensor([codes]), self.flow, noise)
-        between = self.clock()
-        first, count = hop * frames * self.codes, hop * frames * len(codes)
-        drawn = source_noise(first, count, parts.vocoder.config.harmonics, seed=0)
-        wave, self.wave = parts.vocoder.step(mel * parts.scale + parts.mean, self.wave, noise=drawn)
+        began = self.clock()
+        noise = self._noise(self.parts.decoder.due(self.codes, len(codes)))
+        mel, self.flow = self.parts.decoder.step(torch.tensor([codes]), self.flow, noise)
         self.codes += len(codes)
-        self.spent["flow"] += between - began
-        self.spent["vocoder"] += self.clock() - between
-        return self._without_delay(wave[0])
+        self.spent["flow"] += self.clock() - began
+        return self._vocoded(mel)
 
     def flush(self) -> Tensor:
         """The samples still withheld."""
         if not self.codes:
             return torch.zeros(0)
-        return self._without_delay(self.parts.vocoder.flush(self.wave)[0][: self.parts.vocoder.delay])
+        decoder, vocoder, wave = self.parts.decoder, self.parts.vocoder, torch.zeros(0)
+        if decoder.lookahead:
+            ahead = decoder.due(self.codes, decoder.lookahead)
+            mel = decoder.flush(self.flow, self._noise(ahead))
+            wave = self._vocoded(mel)
+        return torch.cat([wave, self._without_delay(vocoder.flush(self.wave)[0][: vocoder.delay])])
+
+    def _noise(self, tokens: int) -> Tensor:
+        decoder = self.parts.decoder
+        return time_noise(self.frames, decoder.frames(tokens), decoder.config.n_mels)[None]
+
+    def _vocoded(self, mel: Tensor) -> Tensor:
+        if not mel.shape[-1]:
+            return torch.zeros(0)
+        parts, began, hop = self.parts, self.clock(), self.parts.vocoder.hop_length
+        drawn = source_noise(hop * self.frames, hop * mel.shape[-1], parts.vocoder.config.harmonics, seed=0)
+        wave, self.wave = parts.vocoder.step(mel * parts.scale + parts.mean, self.wave, noise=drawn)
+        self.frames += mel.shape[-1]
+        self.spent["vocoder"] += self.clock() - began
+        return self._without_delay(wave[0])
 
     def _without_delay(self, wave: Tensor) -> Tensor:
         skipped = min(self.withheld, len(wave))
