@@ -53,6 +53,11 @@ def test_the_library_gives_what_the_command_gives(folder: Path):
     assert made.mode == "turbo" and made.to_dict()["mode"] == "turbo"
 
 
+def test_talk_in_the_library(folder: Path, question: Path):
+    made = vivavoce.talk(question, model=str(folder), mode="balance", real_time=False)
+    assert made.to_dict()["mode"] == "balance" and made.models == {"speech model": str(folder)}
+
+
 def test_transcribe_and_speak(folder: Path, question: Path, tmp_path: Path):
     made = vivavoce.transcribe(question, model=str(folder))
     assert made.duration == pytest.approx(0.75) and made.language == "en" and made.models == (str(folder),)

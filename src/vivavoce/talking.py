@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vivavoce import speech_model
 from vivavoce.catalogue import system as system_row
 from vivavoce.checkpoints import store
 from vivavoce.config import check_seed
@@ -174,12 +175,13 @@ def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = No
          recogniser: str | None = None, text_model: str | None = None, voice: str = "vits-joe", phonemes: str = "auto",
          llm: str | None = None, llm_model: str | None = None, llm_key: str | None = None, system: str | None = None,
          language: str | None = "en", endpoint_ms: float = 500.0, seed: int | None = None, real_time: bool = True,
-         threads: int | None = None) -> TalkResult:  # fmt: skip
+         threads: int | None = None, model: str | None = None, mode: str = "boost") -> TalkResult:  # fmt: skip
     """Answer a spoken question: a sound file, a wave with ``sample_rate``, or (None) the question that ships with us.
 
     Gives the first question's answer; :func:`converse` goes on through a whole conversation. ``cascade`` re-uses an
     assistant that :func:`assemble` made, otherwise the parts are chosen by name as in ``viva talk``. ``endpoint_ms`` of
-    silence end a question; a ``seed`` makes the voice repeatable. Nothing understood gives an empty answer.
+    silence end a question; a ``seed`` makes the voice repeatable. Nothing understood gives an empty answer. ``model``
+    names one speech model in place of the parts, ``mode`` how it drafts.
     """
     from vivavoce.asr.whisper_tokens import language_code
     from vivavoce.audio.io import read_blocks
@@ -195,6 +197,10 @@ def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = No
         blocks: Iterable[Tensor] = [resample(source.float().reshape(-1), sample_rate, HEARING_RATE)]
     else:
         blocks = read_blocks(question_file() if source is None else source, HEARING_RATE)
+    if model is not None:
+        return speech_model.converse(
+            speech_model.open_speech_model(model), blocks, mode=mode, real_time=real_time, seed=seed
+        )
     ready = cascade or assemble(
         recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,
         llm_key=llm_key, system=system, language=language_code(language) if language else None, endpoint_ms=endpoint_ms,

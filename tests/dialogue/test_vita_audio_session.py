@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from tests.dialogue.vita_parts import parts
 
 from vivavoce.codecs.glm4_decoder import time_noise
+from vivavoce.dialogue.vita_audio_prompts import answer_prompt
 from vivavoce.dialogue.vita_audio_session import SpeechOut, VITAAudioSession, speak_codes
+from vivavoce.dialogue.vita_audio_writing import MODES, Grammar, Writer, write_by_grammar
 from vivavoce.errors import AudioError, ConfigError
 from vivavoce.vocoders.hift import source_noise
 
@@ -37,6 +39,30 @@ def test_any_cutting_of_the_question_gives_the_same_answer(cuts):
     session, again = answered(QUESTION, cuts)
     assert session.result.codes == whole.result.codes and session.result.text == whole.result.text
     torch.testing.assert_close(again, sound, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("modules", "reads"), [(0, None), (1, None), (1, 4), (10, None)])
+def test_other_numbers_of_modules_and_whole_prompts(modules: int, reads: int | None):
+    """What a session writes is what a writer gives for the whole prompt at once."""
+    p, found = parts(modules, reads), []
+    for cuts in ([len(QUESTION)], [6_000, 6_000, 8_000]):
+        session, at = VITAAudioSession(p, longest=40), 0
+        for size in cuts:
+            session.step(QUESTION[at : at + size])
+            at += size
+        list(session.answer())
+        found.append((session.result.codes, session.result.text, session.result.writers))
+    assert found[0] == found[1]
+    drafted = [number for number in found[0][2] if number is not None]
+    assert (max(drafted, default=-1) + 1 <= modules) and bool(drafted) == bool(modules)
+    writer = Writer.begin(p.model)
+    codes = p.tokenizer(QUESTION[None]).values[0, 0].tolist()
+    writer.add(p.tokens.prompt(answer_prompt(), [codes]))
+    writer.begin_answer()
+    grammar = Grammar(p.tokens, p.model.config.vocab_size, speaking=True, interleave=p.interleave)
+    with torch.inference_mode():
+        at_once = list(write_by_grammar(writer, grammar, MODES["boost"], 40))
+    assert [made.module for made in at_once] == found[0][2]
 
 
 @pytest.mark.parametrize("mode", ["vanilla", "balance", "boost", "turbo"])

@@ -35,10 +35,10 @@ def stirred(module: nn.Module, seed: int) -> nn.Module:
 
 
 @cache
-def parts(modules: int = 10) -> VITAAudioParts:
+def parts(modules: int = 10, reads: int | None = 4) -> VITAAudioParts:
     config = VITAAudioConfig.tiny()
     config = replace(
-        config, vocab_size=vocabulary_size(tokens()), modules=modules, module_reads=4,
+        config, vocab_size=vocabulary_size(tokens()), modules=modules, module_reads=reads,
         decoder=replace(config.decoder, context=256),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -8,10 +8,10 @@ matching, which is CosyVoice's decoder (arXiv 2407.05407, section 2.3) with an e
 Two forms by configuration. As published everything looks at the whole sequence, and speech is continued by giving the
 mel that is already there as a condition (``codecs/glm4_decoder_stream.py`` is the reference's own loop). With
 ``causal`` every layer reads a window of the past and the token's own frames: a stream gives exactly what
-:meth:`GLM4Decoder.forward` gives, ``lookahead`` tokens late, at constant work a token. Each Euler step then has a U-Net state of
-its own, and noise belongs to a frame of the stream (:func:`time_noise`), not to a call. The small sizes also let the
-U-Net name the mel itself, from which the velocity follows: a network that is hardly wider than the noise it would have
-to pass on learns that sooner (Li & He 2025, arXiv 2511.13720, section 3).
+:meth:`GLM4Decoder.forward` gives, ``lookahead`` tokens late, at constant work a token. Each Euler step then has a U-Net
+state of its own, and noise belongs to a frame of the stream (:func:`time_noise`), not to a call. The small sizes also
+let the U-Net name the mel itself, from which the velocity follows: a network that is hardly wider than the noise it
+would have to pass on learns that sooner (Li & He 2025, arXiv 2511.13720, section 3).
 
 Bricks: nn/relative.py, nn/unet.py, nn/sliding.py, nn/flow_matching.py, nn/streaming.py.
 """
