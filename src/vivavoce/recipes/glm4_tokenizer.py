@@ -6,6 +6,9 @@ half is small: the codes are spread to 50 frames a second and spelled with CTC.
 
     codes' rows (B, N, D) -> linear to 4 frames a code -> two convolutions -> letters (B, 4N, 29) -> CTC
 
+A second loss asks that a linear reading of the codes' rows be what Whisper's whole encoder, which sees all of the clip,
+makes of the sound: it needs no transcript, so speech of many people can be used, and keeps what Whisper knows of them.
+
 The first codebook is k-means over the untrained network's pooled states. For the first ``frozen`` steps only the
 speller learns: gradients from a speller that knows nothing would push the states onto a few codes.
 """
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.asr.whisper import Whisper, WhisperConfig
+from vivavoce.audio.mel import mel_spectrum, whisper_scale
 from vivavoce.checkpoints import store
 from vivavoce.checkpoints.native import build, open_native, save_native
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
@@ -60,6 +64,7 @@ class Recogniser(nn.Module):
         self.tokenizer = tokenizer
         self.upkeep = CodebookUpkeep(tokenizer.codebook)
         self.speller = Speller(tokenizer.config.dim)
+        self.listener = nn.Linear(tokenizer.config.dim, tokenizer.config.dim)
 
 
 @dataclass
@@ -83,8 +88,9 @@ class TokenizerRecipe:
     def __init__(
         self, corpus: Path, config: GLM4TokenizerConfig, whisper: Whisper | None, *, seed: int = 0,
         schedule: Schedule | None = None, budget_s: float = 40.0, rate: float = 5e-5, frozen: int = 200,
-        before: Path | None = None, report: Report | None = None,
+        before: Path | None = None, listen: float = 1.0, report: Report | None = None,
     ):  # fmt: skip
+        self.whisper, self.listen = whisper, listen if whisper is not None else 0.0
         self.seed, self.rate, self.budget_s, self.frozen = seed, rate, budget_s, frozen
         self.schedule = schedule or Schedule(steps=1500, evaluate_every=250, save_every=100)
         self.config, self.pretrained = config, whisper is not None
@@ -94,7 +100,7 @@ class TokenizerRecipe:
         tokenizer = GLM4Tokenizer(config)
         if whisper is not None:
             start_from_whisper(tokenizer, whisper)
-        self.train_items = items(sets, "train")
+        self.train_items = items(sets, "train", spelled=not self.listen)
         self.dev_items = {name: items({name: part}, "dev")[:60] for name, part in sets.items()}
         self.batches = Batches([item.row["samples"] for item in self.train_items], round(budget_s * 16_000), seed)
         if before is None:
@@ -105,10 +111,12 @@ class TokenizerRecipe:
 
     def settings(self) -> Mapping[str, Any]:
         return {"config": vars(self.config), "pretrained": self.pretrained, "rate": self.rate,
-                "budget_s": self.budget_s, "frozen": self.frozen, "steps": self.schedule.steps}  # fmt: skip
+                "budget_s": self.budget_s, "frozen": self.frozen, "listen": self.listen,
+                "steps": self.schedule.steps}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
-        tokenizer, fast = self.model.tokenizer, list(self.model.speller.parameters())
+        tokenizer = self.model.tokenizer
+        fast = [*self.model.speller.parameters(), *(self.model.listener.parameters() if self.listen else ())]
         slow = [p for name, p in tokenizer.named_parameters() if not name.startswith("codebook")]
         tokenizer.get_parameter("codebook.weight").requires_grad_(False)
         groups = [{"params": slow, "lr": self.rate}, {"params": fast, "lr": 1e-3}]
@@ -128,10 +136,22 @@ class TokenizerRecipe:
             restarted = upkeep.update(tokenizer.codebook, pooled[real].detach(), codes)
         mixed = pooled.clone()
         mixed[real] = rows
-        spelled = self._ctc(mixed, lengths, [item.row["text"] for item in chosen])
+        texts = [item.row.get("text") or "" for item in chosen]
+        spoken = [row for row, text in enumerate(texts) if text]
+        spelled = self._ctc(mixed[spoken], lengths[spoken], [texts[row] for row in spoken]) if spoken else commit * 0
+        heard = self._hearing_error(wave, lengths, rows, real) if self.listen else commit * 0
         used = torch.bincount(codes, minlength=self.config.codes) > 0
-        return {"loss": spelled + COMMIT * commit, "ctc": spelled, "commit": commit, "restarted": restarted,
+        loss = spelled + COMMIT * commit + self.listen * heard
+        return {"loss": loss, "ctc": spelled, "heard": heard, "commit": commit, "restarted": restarted,
                 "used": used.float().mean()}  # fmt: skip
+
+    def _hearing_error(self, wave: Tensor, lengths: Tensor, rows: Tensor, real: Tensor) -> Tensor:
+        """How far a linear reading of the codes' rows (N, D) is from what the whole recogniser's encoder hears."""
+        assert self.whisper is not None
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            wanted = whisper_states(self.whisper, wave, lengths, real.shape[1] * self.config.pooling)
+        wanted = wanted.float().unflatten(1, (-1, self.config.pooling)).mean(2)[real]
+        return F.mse_loss(self.model.listener(rows), F.layer_norm(wanted, wanted.shape[-1:]))
 
     def _ctc(self, rows: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -208,6 +228,17 @@ def start_from_whisper(tokenizer: GLM4Tokenizer, whisper: Whisper) -> None:
             layer.load_state_dict(source.state_dict())
 
 
+def whisper_states(whisper: Whisper, wave: Tensor, lengths: Tensor, frames: int) -> Tensor:
+    """What Whisper's whole encoder makes of padded waves (B, S): (B, frames, D), each row seeing its own sound only."""
+    encoder = whisper.encoder
+    wave = F.pad(wave, (0, 320 * frames - wave.shape[1]))
+    with torch.autocast("cpu", enabled=False):
+        mel = whisper_scale(mel_spectrum(wave, whisper.config.mel))
+    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2) + encoder.positions[:frames]
+    real = torch.arange(frames) < -(-lengths // 320)[:, None]
+    return encoder.stack(x, real[:, None, None])
+
+
 def pooled_states(tokenizer: GLM4Tokenizer, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Padded waves (B, S) -> states before quantisation (B, N, D), and which are real (B, N)."""
     per = tokenizer.config.samples_per_code
@@ -225,11 +256,13 @@ def vary(wave: Tensor) -> Tensor:
     return (wave * gain + noise).clamp(-1, 1)
 
 
-def items(sets: Mapping[str, Utterances], split: str) -> list[Item]:
-    """Utterances with a transcript, of one split, up to 15 s long."""
+def items(sets: Mapping[str, Utterances], split: str, spelled: bool = True) -> list[Item]:
+    """Utterances of one split, up to 15 s long; ``spelled``: those with a transcript only."""
     found = []
     for part in sets.values():
-        fits = part.select(split, lambda row: bool(row.get("text")) and 4_000 <= row["samples"] <= 240_000)
+        fits = part.select(
+            split, lambda row: bool(row.get("text") or not spelled) and 4_000 <= row["samples"] <= 240_000
+        )
         found += [Item(part, number) for number in fits]
     return found
 
@@ -254,7 +287,8 @@ def edits(got: list[str], wanted: list[str]) -> int:
 class Options:
     """``whisper``: the pulled recogniser whose lower layers it begins with, or none. ``before``: the run to go on from
     instead. ``budget_s``: seconds of speech to a step, padding counted. ``frozen``: steps in which only the speller
-    learns.
+    learns. ``listen``: weight of hearing what the whole recogniser hears, which needs no transcript. ``block``: frames
+    of 20 ms that see one another.
     """
 
     name: ClassVar[str] = "glm4_tokenizer"
@@ -265,6 +299,8 @@ class Options:
     budget_s: float = 40.0
     rate: float = 5e-5
     frozen: int = 200
+    listen: float = 1.0
+    block: int = 64
     evaluate_every: int = 200
     save_every: int = 100
     seed: int = 0
@@ -272,14 +308,14 @@ class Options:
 
 def open(corpus: Path, options: Options, report: Report | None = None) -> TokenizerRecipe:
     """The recipe on a corpus folder of sets."""
-    config = GLM4TokenizerConfig.nano() if options.size == "nano" else tiny_config()
+    config = replace(GLM4TokenizerConfig.nano(), block=options.block) if options.size == "nano" else tiny_config()
     schedule = Schedule(
         steps=options.steps, warmup=0.05, evaluate_every=options.evaluate_every, save_every=options.save_every
     )
     return TokenizerRecipe(
         corpus, config, None if options.whisper == "none" else pulled(options.whisper), seed=options.seed,
         schedule=schedule, budget_s=options.budget_s, rate=options.rate, frozen=options.frozen,
-        before=Path(options.before).expanduser() if options.before else None, report=report,
+        before=Path(options.before).expanduser() if options.before else None, listen=options.listen, report=report,
     )  # fmt: skip
 
 
