@@ -27,8 +27,8 @@ import torch
 from vivavoce.dialogue.vita_audio_session import SpeechOut, VITAAudioParts, VITAAudioSession
 from vivavoce.recipes.spoken_domain import answer_to
 from vivavoce.recipes.vita_audio_records import Corpus, batch, records
-from vivavoce.speech_model import converse, open_speech_model
 from vivavoce.train.utterances import Utterances
+from vivavoce.vita_audio_verbs import converse, open_speech_model
 
 MODES = ("vanilla", "balance", "boost", "turbo")
 

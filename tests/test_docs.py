@@ -60,6 +60,8 @@ NOT_RUN = {
     "viva rm": "would remove weights from the cache",
     "ffmpeg": "needs another program",
     "viva train": "takes hours",
+    "~/viva-runs/talk": "needs a model that somebody trained",
+    "nano_talk": "needs parts that somebody trained",
 }
 
 

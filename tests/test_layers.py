@@ -20,7 +20,7 @@ LAYERS = (
         "inspection",
         "conversions",
         "turns",
-        "speech_model",
+        "vita_audio_verbs",
         "api",
         "talking",
     ),  # each may use those before it

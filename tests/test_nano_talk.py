@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from vivavoce import speech_model
+from vivavoce import vita_audio_verbs
 from vivavoce.catalogue import SHIPPED
 from vivavoce.recipes.spoken_corpus import HELD_OUT_VOICE
 from vivavoce.recipes.spoken_domain import SKILLS, answer_to
@@ -40,7 +40,9 @@ def test_it_answers_the_question_that_ships(mode):
     from vivavoce.audio.resample import resample
 
     heard = resample(torch.from_numpy(wave), rate, 16_000)
-    made = speech_model.converse(speech_model.open_speech_model("nano-talk"), [heard], mode=mode, real_time=False)
+    made = vita_audio_verbs.converse(
+        vita_audio_verbs.open_speech_model("nano-talk"), [heard], mode=mode, real_time=False
+    )
     wanted = answer_to("what is the capital of italy")
     assert wanted is not None and made.answer == wanted.answer
     assert 0.8 < len(made.wave) / made.sample_rate < 5 and 0.05 < float(made.wave.abs().max()) < 1
@@ -49,7 +51,7 @@ def test_it_answers_the_question_that_ships(mode):
 
 
 def test_its_words_are_those_of_the_domain():
-    parts = speech_model.open_speech_model("nano-talk")
+    parts = vita_audio_verbs.open_speech_model("nano-talk")
     assert len(SKILLS) >= 10 and parts.model.config.modules == 10
-    said = speech_model.SpeechModelVoice(parts).synthesize("the sky is blue")
+    said = vita_audio_verbs.SpeechModelVoice(parts).synthesize("the sky is blue")
     assert 0.5 < len(said.wave) / said.sample_rate < 4

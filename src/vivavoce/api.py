@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vivavoce import speech_model
+from vivavoce import vita_audio_verbs
 from vivavoce.asr import Segment, Transcript
 from vivavoce.asr.whisper import SAMPLE_RATE, Whisper, WhisperConfig
 from vivavoce.asr.whisper_files import load_published, reads_the_window
@@ -125,11 +125,11 @@ def load(
     if options.int8:
         native.enable(store.cache_dir() / "kernels")
     text = str(name_or_path)
-    if speech_model.is_speech_model(text):
+    if vita_audio_verbs.is_speech_model(text):
         options.no_parts()
         options.computes("vita_audio")
         options.cpu_only("speech models")
-        return speech_model.open_speech_model(text)
+        return vita_audio_verbs.open_speech_model(text)
     if text in SOURCES:
         return _from_native(store.locate(text), text, options)
     path = Path(name_or_path).expanduser()
@@ -489,7 +489,7 @@ def transcribe(
     is written, ``on_progress`` with the seconds read so far. Memory does not grow with the length of a file.
     """
     chosen = model or os.environ.get("VIVA_MODEL")
-    if speech_model.is_speech_model(chosen):
+    if vita_audio_verbs.is_speech_model(chosen):
         if words or prompt or task != "transcribe" or language_code(language or "en") != "en" or beams != 1:
             raise ConfigError(f"{chosen} writes plain English text; leave words, prompt, task, language and beams out")
         options = _Options(_device(device), dtype, {})
@@ -497,7 +497,7 @@ def transcribe(
         options.cpu_only("speech models")
         set_threads(threads)
         blocks = _Heard(_blocks_of(source, sample_rate), on_progress)
-        made = speech_model.transcribe(speech_model.open_speech_model(str(chosen)), blocks)
+        made = vita_audio_verbs.transcribe(vita_audio_verbs.open_speech_model(str(chosen)), blocks)
         for segment in made.segments if on_segment is not None else ():
             on_segment(segment)
         return made
@@ -579,10 +579,10 @@ def _blocks_of(source: str | Path | Tensor | np.ndarray, sample_rate: int | None
 
 def open_voice(
     name: str = VOICE, *, phonemes: str = "auto", device: str | None = None
-) -> VITSVoice | speech_model.SpeechModelVoice:
+) -> VITSVoice | vita_audio_verbs.SpeechModelVoice:
     """A voice, loaded once; a VITS may serve several threads."""
-    if speech_model.is_speech_model(name):
-        return speech_model.SpeechModelVoice(speech_model.open_speech_model(name))
+    if vita_audio_verbs.is_speech_model(name):
+        return vita_audio_verbs.SpeechModelVoice(vita_audio_verbs.open_speech_model(name))
     found = _cached(name, device, None, phonemes, str(store.cache_dir()))
     if not isinstance(found, VITSVoice):
         raise UnknownNameError(f"{name} is no voice; use one of {', '.join(system('vits').weights)}")

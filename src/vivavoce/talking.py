@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vivavoce import speech_model
+from vivavoce import vita_audio_verbs
 from vivavoce.catalogue import system as system_row
 from vivavoce.checkpoints import store
 from vivavoce.config import check_seed
@@ -198,8 +198,8 @@ def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = No
     else:
         blocks = read_blocks(question_file() if source is None else source, HEARING_RATE)
     if model is not None:
-        return speech_model.converse(
-            speech_model.open_speech_model(model), blocks, mode=mode, real_time=real_time, seed=seed
+        return vita_audio_verbs.converse(
+            vita_audio_verbs.open_speech_model(model), blocks, mode=mode, real_time=real_time, seed=seed
         )
     ready = cascade or assemble(
         recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,

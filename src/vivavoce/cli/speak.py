@@ -17,8 +17,8 @@ from vivavoce.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from vivavoce.speech_model import SpeechModelVoice
     from vivavoce.tts.vits_voice import VITSVoice
+    from vivavoce.vita_audio_verbs import SpeechModelVoice
 
 MAX_BYTES = 1 << 24
 

@@ -162,13 +162,13 @@ def _talk_directly(
     seed: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """One question of a file, or one after the other from the microphone, answered by a speech model."""
-    from vivavoce import speech_model
+    from vivavoce import vita_audio_verbs
     from vivavoce.audio import io
     from vivavoce.audio.loudspeaker import Loudspeaker
     from vivavoce.dialogue.vita_audio_writing import mode_named
 
     mode_named(mode)
-    parts = speech_model.open_speech_model(model)
+    parts = vita_audio_verbs.open_speech_model(model)
     if not as_json:
         print(f"model    {parts.name}, mode {mode}\nanswer   ", end="", flush=True)
     screen = _Screen(quiet=as_json)
@@ -176,16 +176,16 @@ def _talk_directly(
     player = Loudspeaker(parts.sample_rate) if play else None
     try:
         if source is not None:
-            result = speech_model.converse(
-                parts, io.read_blocks(source, speech_model.HEARING_RATE, 1.0), mode=mode, real_time=real_time,
+            result = vita_audio_verbs.converse(
+                parts, io.read_blocks(source, vita_audio_verbs.HEARING_RATE, 1.0), mode=mode, real_time=real_time,
                 seed=seed, on_reply=lambda reply: _follow(reply, screen, player),
             )  # fmt: skip
             if result.wave.numel():
                 result.save(output)
             _tell(result, as_json, screen)
             return
-        blocks = io.microphone(speech_model.HEARING_RATE, 0.032)
-        for result in speech_model.converse_live(
+        blocks = io.microphone(vita_audio_verbs.HEARING_RATE, 0.032)
+        for result in vita_audio_verbs.converse_live(
             parts, blocks, mode=mode, endpoint=endpoint / 1000, on_reply=lambda reply: _follow(reply, screen, player)
         ):
             _tell(result, as_json, screen)

@@ -29,12 +29,11 @@ from torch import Tensor, nn
 
 from vivavoce.errors import ConfigError
 from vivavoce.nn.flow_matching import cosine_schedule, euler, guided, straight_path, toward
+from vivavoce.nn.noise import place_noise
 from vivavoce.nn.relative import RelativeEncoder, block_mask
 from vivavoce.nn.sliding import stream_mask, window_mask
 from vivavoce.nn.streaming import Conv1d, module_list, whole
 from vivavoce.nn.unet import Convolved, Reach, UNet, UNetConfig, join_channels
-
-NOISE_BLOCK = 256  # frames drawn from one seed
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -366,15 +365,4 @@ def _nearest(lengths: Tensor, frames: Tensor, n_frames: int) -> Tensor:
 
 def time_noise(first: int, frames: int, n_mels: int, seed: int = 42) -> Tensor:
     """Normal noise (M, frames) for the frames from ``first`` on; a frame's numbers depend on its index alone."""
-    if not frames:
-        return torch.zeros(n_mels, 0)
-    blocks = range(first // NOISE_BLOCK, (first + frames - 1) // NOISE_BLOCK + 1)
-    drawn = torch.cat([_noise_block(block, n_mels, seed) for block in blocks], dim=1)
-    start = first - blocks.start * NOISE_BLOCK
-    return drawn[:, start : start + frames].clone()
-
-
-def _noise_block(block: int, n_mels: int, seed: int) -> Tensor:
-    # torch's CPU generator reads 32 bits of its seed: a prime factor keeps the blocks of nearby seeds apart
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + block) % 2**32)
-    return torch.randn(NOISE_BLOCK, n_mels, generator=generator).T
+    return place_noise(first, frames, n_mels, seed)

@@ -36,7 +36,7 @@ from vivavoce.train.loop import Report, Schedule, restore
 from vivavoce.train.utterances import Batches, Utterances, pad
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"  # 0 is CTC's blank
-COMMIT = 0.25  # the published scale of 10 on top lets the states of so small a corpus collapse onto few codes
+COMMIT = 1.0  # the published scale of 10 on top lets the states of so small a corpus collapse onto few codes
 
 
 class Speller(nn.Module):
@@ -62,7 +62,8 @@ class Recogniser(nn.Module):
     def __init__(self, tokenizer: GLM4Tokenizer):
         super().__init__()
         self.tokenizer = tokenizer
-        self.upkeep = CodebookUpkeep(tokenizer.codebook)
+        # quicker than the published 0.99: with few codes a step the states run away from a slow codebook
+        self.upkeep = CodebookUpkeep(tokenizer.codebook, decay=0.96, restart_below=0.05)
         self.speller = Speller(tokenizer.config.dim)
         self.listener = nn.Linear(tokenizer.config.dim, tokenizer.config.dim)
 

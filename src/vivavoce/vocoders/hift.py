@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from vivavoce.audio.mel import MelFormat
 from vivavoce.errors import ConfigError
 from vivavoce.nn.hifigan import MeanOfBlocks, ResidualBlock
+from vivavoce.nn.noise import place_noise
 from vivavoce.nn.streaming import (
     ENDLESS,
     Conv1d,
@@ -43,7 +44,6 @@ from vivavoce.nn.streaming import (
 )
 
 NANO_MEL = MelFormat.hifigan(16_000)  # what the small form and the flow decoders before it share
-NOISE_BLOCK = 256  # samples that source_noise draws together
 LOUDEST_BIN = 100.0
 LOUDEST_SAMPLE = 0.99
 
@@ -138,18 +138,7 @@ def source_noise(first: int, samples: int, harmonics: int, seed: int) -> Tensor:
 
     A sample's noise depends on its place and the seed only, however the stream is cut.
     """
-    start, end = first // NOISE_BLOCK, -(-(first + samples) // NOISE_BLOCK)
-    blocks = [_noise_block(block, harmonics, seed) for block in range(start, end)]
-    if not blocks:
-        return torch.zeros(1, harmonics + 1, 0)
-    skipped = first - start * NOISE_BLOCK
-    return torch.cat(blocks, dim=-1)[None, :, skipped : skipped + samples]
-
-
-def _noise_block(block: int, harmonics: int, seed: int) -> Tensor:
-    mixed = (seed * 0x9E3779B97F4A7C15 + block * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) % (1 << 63)
-    generator = torch.Generator().manual_seed(mixed)
-    return torch.randn(harmonics + 1, NOISE_BLOCK, generator=generator)
+    return place_noise(first, samples, harmonics + 1, seed)[None]
 
 
 class Snake(nn.Module):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import vivavoce
 from tests.dialogue.vita_parts import parts
-from vivavoce import speech_model
+from vivavoce import vita_audio_verbs
 from vivavoce.cli import make_app
 from vivavoce.dialogue.vita_audio_files import save_bundle
 from vivavoce.errors import ConfigError, UnknownNameError
@@ -49,7 +49,7 @@ def test_talk_from_the_command_line(folder: Path, question: Path, tmp_path: Path
 
 
 def test_the_library_gives_what_the_command_gives(folder: Path):
-    made = speech_model.converse(parts(), [torch.zeros(9_000)], mode="turbo", real_time=False)
+    made = vita_audio_verbs.converse(parts(), [torch.zeros(9_000)], mode="turbo", real_time=False)
     assert made.mode == "turbo" and made.to_dict()["mode"] == "turbo"
 
 
@@ -104,13 +104,13 @@ def test_faults_are_one_sentence(folder: Path, question: Path, arguments: list[s
 
 def test_a_microphones_silence_is_left_out_and_ends_a_question():
     loud, quiet = 0.2 * torch.randn(16_000), 1e-4 * torch.randn(16_000)
-    found = list(speech_model.questions([quiet, loud, quiet, quiet], endpoint=0.4))
+    found = list(vita_audio_verbs.questions([quiet, loud, quiet, quiet], endpoint=0.4))
     assert found[-1] is None and sum(piece is None for piece in found) == 1
     heard = sum(len(piece) for piece in found if piece is not None)
     assert 16_000 < heard < 16_000 + 0.8 * 16_000
 
 
 def test_names():
-    assert speech_model.is_speech_model("nano-talk") and not speech_model.is_speech_model("whisper-base")
+    assert vita_audio_verbs.is_speech_model("nano-talk") and not vita_audio_verbs.is_speech_model("whisper-base")
     with pytest.raises(UnknownNameError):
-        speech_model.open_speech_model("whisper-base")
+        vita_audio_verbs.open_speech_model("whisper-base")
