@@ -498,8 +498,9 @@ def transcribe(
         set_threads(threads)
         blocks = _Heard(_blocks_of(source, sample_rate), on_progress)
         made = vita_audio_verbs.transcribe(vita_audio_verbs.open_speech_model(str(chosen)), blocks)
-        for segment in made.segments if on_segment is not None else ():
-            on_segment(segment)
+        if on_segment is not None:
+            for segment in made.segments:
+                on_segment(segment)
         return made
     if task not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {task!r}")

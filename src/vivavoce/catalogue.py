@@ -233,6 +233,7 @@ CATALOGUE: tuple[System, ...] = (
             "vivavoce.dialogue.vita_audio_writing",
             "vivavoce.dialogue.vita_audio_session",
             "vivavoce.dialogue.vita_audio_files",
+            "vivavoce.vita_audio_verbs",
             "vivavoce.nn.decoder",
             "vivavoce.nn.attention",
             "vivavoce.text.tokenizer",
