@@ -38,7 +38,8 @@ def systems() -> str:
         (
             [
                 f"**{row.title}** `{row.stem}`", row.room, f"`src/{row.model.partition(':')[0].replace('.', '/')}.py`",
-                f"{row.streams}: {row.streaming}", _parity(row), ", ".join(f"`{name}`" for name in (*row.ships, *row.weights)) or "no",
+                f"{row.streams}: {row.streaming}", _parity(row),
+                ", ".join(f"`{name}`" for name in (*row.ships, *row.weights)) or "no",
                 row.paper,
             ]
             for row in CATALOGUE
