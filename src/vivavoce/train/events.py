@@ -33,7 +33,7 @@ class Events:
         """The sounds (wav) and pictures (png) of ``folder`` whose names hold the step as six digits."""
         if self._writer is None:
             return
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # pyright: ignore[reportMissingImports]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
 
         for path in sorted(folder.glob(f"*{step:06d}.*")):
             name = path.stem.replace(f"{step:06d}", "").strip("_-") or "sample"
@@ -51,7 +51,7 @@ class Events:
 
 
 def _audio(path: Path) -> Any:
-    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # pyright: ignore[reportMissingImports]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
 
     about = soundfile.info(path)
     return Summary.Audio(
@@ -62,7 +62,7 @@ def _audio(path: Path) -> Any:
 
 def _image(path: Path) -> Any:
     """Width and height stand in a PNG's head, big-endian, after 16 bytes."""
-    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # pyright: ignore[reportMissingImports]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
 
     data = path.read_bytes()
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
