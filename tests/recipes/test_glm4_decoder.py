@@ -59,7 +59,8 @@ def test_it_learns_and_its_decoder_can_be_used(corpus: Path, tiny: Options, tmp_
     assert figures["mel distance"] > 0 and distance(recipe) < 0.7 * before
     recipe.finish(tmp_path / "model")
     about = open_native(tmp_path / "model")
-    assert about.system == "glm4_decoder" and about.settings == {"mean": -5.0, "scale": 2.5}
+    assert about.system == "glm4_decoder"
+    assert about.settings == {"mean": -5.0, "scale": 2.5, "tokenizer": recipe.codes_of}
     decoder = build(GLM4Decoder, from_dict(GLM4DecoderConfig, about.config), about.tensors())
     codes, mel = recipe.piece(recipe.dev_items[0], 0, 44)
     with torch.inference_mode():

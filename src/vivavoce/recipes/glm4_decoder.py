@@ -22,7 +22,7 @@ from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig, time_no
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
 from vivavoce.config import to_dict
 from vivavoce.errors import ConfigError
-from vivavoce.train.codes import CodedUtterances, read_tokenizer
+from vivavoce.train.codes import CodedUtterances, fingerprint, read_tokenizer
 from vivavoce.train.loop import Report, Schedule
 from vivavoce.train.utterances import Batches
 from vivavoce.vocoders.hift import NANO_MEL
@@ -55,6 +55,7 @@ class DecoderRecipe:
             raise ConfigError(f"{corpus / 'teacher'} needs utterances of the splits train and dev")
         sizes = [min(LONGEST, -(-self.data.corpus.rows[i]["samples"] // 1280)) for i in self.train_items]
         self.batches = Batches(sizes, budget, seed)
+        self.codes_of = fingerprint(tokenizer)
         torch.manual_seed(seed)
         self.model: nn.Module = GLM4Decoder(config)
 
@@ -64,7 +65,8 @@ class DecoderRecipe:
         return self.model
 
     def settings(self) -> Mapping[str, Any]:
-        return {"config": to_dict(self.config), "rate": self.rate, "budget": self.budget, "steps": self.schedule.steps}
+        return {"config": to_dict(self.config), "rate": self.rate, "budget": self.budget, "steps": self.schedule.steps,
+                "tokenizer": self.codes_of}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.net.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -120,7 +122,13 @@ class DecoderRecipe:
 
     def finish(self, folder: Path) -> None:
         """Write the decoder as a model folder."""
-        save_native(folder, "glm4_decoder", self.config, self.net.state_dict(), {"mean": MEAN, "scale": SCALE})
+        save_native(
+            folder,
+            "glm4_decoder",
+            self.config,
+            self.net.state_dict(),
+            {"mean": MEAN, "scale": SCALE, "tokenizer": self.codes_of},
+        )
 
 
 def padded(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

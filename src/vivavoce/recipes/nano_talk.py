@@ -28,6 +28,7 @@ from vivavoce.dialogue.vita_audio_prompts import INTERLEAVES, VITATokens
 from vivavoce.dialogue.vita_audio_session import VITAAudioParts
 from vivavoce.errors import ConfigError
 from vivavoce.recipes.vita_audio_records import make_tokenizer
+from vivavoce.train.codes import fingerprint, read_tokenizer
 from vivavoce.train.loop import ABOUT, restore
 from vivavoce.vocoders.hift import HiFT, HiFTConfig
 
@@ -48,7 +49,13 @@ def shrink_tokenizer(model: Path, out: Path) -> GLM4Tokenizer:
 
 def bind(model: Path, tokenizer: Path, decoder: Path, vocoder: Path, out: Path) -> VITAAudioParts:
     """The finished parts as one model folder."""
-    config = from_dict(VITAAudioConfig, json.loads((model / ABOUT).read_text("utf-8"))["settings"]["config"])
+    run = json.loads((model / ABOUT).read_text("utf-8"))["settings"]
+    config = from_dict(VITAAudioConfig, run["config"])
+    wanted = fingerprint(read_tokenizer(tokenizer))
+    learned = {"model": run.get("tokenizer"), "decoder": open_native(decoder).settings.get("tokenizer")}
+    for name, made_with in learned.items():
+        if made_with != wanted:
+            raise ConfigError(f"the {name} learned from the codes of another tokenizer than {tokenizer}; train it anew")
     net = VITAAudio(config)
     restore(model, net)
     tok_config = from_dict(GLM4TokenizerConfig, open_native(tokenizer).config)

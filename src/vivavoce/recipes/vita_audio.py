@@ -24,12 +24,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
+from vivavoce.config import to_dict
 from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig, begin_module, copy_module, freeze_backbone
 from vivavoce.dialogue.vita_audio_prompts import INTERLEAVES, VITATokens
 from vivavoce.dialogue.vita_audio_writing import MODES, Grammar, Writer, write_by_grammar
 from vivavoce.errors import ConfigError
 from vivavoce.recipes.vita_audio_records import Corpus, Record, batch, make_tokenizer, records, vocabulary_size
-from vivavoce.train.codes import read_tokenizer
+from vivavoce.train.codes import fingerprint, read_tokenizer
 from vivavoce.train.loop import CHECKPOINT, Report, Schedule
 from vivavoce.train.utterances import Batches
 
@@ -67,6 +68,7 @@ class VITAAudioRecipe:
         self.schedule = schedule or Schedule(steps=stage.steps, evaluate_every=500, save_every=100, log_every=50)
         self.tokens, self.sets, self.interleave = tokens, sets, INTERLEAVES["boost"]
         self.config = config.with_modules(stage.modules)
+        self.codes_of = fingerprint(tokenizer)
         torch.manual_seed(seed)
         self.model: nn.Module = VITAAudio(self.config)
         if before is not None:
@@ -91,10 +93,8 @@ class VITAAudioRecipe:
         return self.model
 
     def settings(self) -> Mapping[str, Any]:
-        from vivavoce.config import to_dict
-
         return {"config": to_dict(self.config), "stage": vars(self.stage), "sets": self.sets, "noise": self.noise,
-                "budget": self.budget, "steps": self.schedule.steps}  # fmt: skip
+                "budget": self.budget, "steps": self.schedule.steps, "tokenizer": self.codes_of}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
         own = [p for module in self.net.mctp for p in module.parameters()]
