@@ -55,7 +55,7 @@ from vivavoce.tts.vits import VITS, VITSConfig
 from vivavoce.tts.vits_files import open_vits
 from vivavoce.tts.vits_voice import Symbols, VITSVoice, lighten, open_piper
 from vivavoce.vocoders import hifigan
-from vivavoce.vocoders.hift import HiFT
+from vivavoce.vocoders.hift import HiFT, HiFTConfig
 from vivavoce.vocoders.hift import from_shapes as hift_from_shapes
 
 VOICE_ACTIVITY = "silero-vad"
@@ -63,6 +63,11 @@ VOICE = "vits-joe"
 RECOGNIZERS = ("whisper-base", "whisper-tiny.en")  # best first
 DTYPES = ("int8", "int4", "float32")
 HAS = {"whisper": ("int8", "float32"), "llama": DTYPES}  # the others compute in floats
+TRAINED = {
+    "glm4_tokenizer": (GLM4Tokenizer, GLM4TokenizerConfig),
+    "glm4_decoder": (GLM4Decoder, GLM4DecoderConfig),
+    "hift": (HiFT, HiFTConfig),
+}  # parts that recipes leave as folders
 PHONEMES = ("auto", "espeak", "lexicon")
 TASKS = ("transcribe", "translate")
 
@@ -218,6 +223,10 @@ def _from_described(about: NativeFolder, name: str, options: _Options) -> Any:
     if about.system == "silero":
         options.no_parts()
         return _native_silero(about).to(options.device)
+    if about.system in TRAINED:
+        options.no_parts()
+        module, config = TRAINED[about.system]
+        return build(module, from_dict(config, about.config), about.tensors()).to(options.device)
     raise CheckpointError(
         f"{folder} holds a {about.system!r} model, which cannot be loaded by name; pull the model again"
     )

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import vivavoce
 from tests.spoken import write_corpus
 from vivavoce import vita_audio_verbs
 from vivavoce.checkpoints.native import save_native
+from vivavoce.codecs.glm4_decoder import GLM4Decoder
 from vivavoce.errors import ConfigError
 from vivavoce.recipes import glm4_decoder, vita_audio
 from vivavoce.recipes.glm4_tokenizer import GLM4Tokenizer, tiny_config
@@ -30,6 +32,8 @@ def test_the_chain_ends_in_a_folder_that_talks(tmp_path: Path) -> None:
     flow.finish(tmp_path / "decoder")
     options = vita_audio.Options(size="tiny", tokenizer=str(tmp_path / "tokenizer"), steps=1)
     train(vita_audio.open(corpus, options), tmp_path / "run")
+    for name, kind in (("tokenizer", GLM4Tokenizer), ("decoder", GLM4Decoder), ("vocoder", HiFT)):
+        assert isinstance(vivavoce.load(tmp_path / name), kind)
     paths = {name: tmp_path / name for name in ("tokenizer", "decoder", "vocoder")}
     bind(tmp_path / "run", out=tmp_path / "talk", **paths)
     parts = vita_audio_verbs.open_speech_model(str(tmp_path / "talk"))
