@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vivavoce.align.edit_distance import edits
 from vivavoce.dialogue.vita_audio_session import SpeechOut, VITAAudioParts, VITAAudioSession
 from vivavoce.recipes.spoken_domain import answer_to
 from vivavoce.recipes.vita_audio_records import Corpus, batch, records
@@ -49,16 +50,6 @@ def interval(values: Sequence[tuple[float, float]], rounds: int = 1000) -> tuple
 def told(values: Sequence[tuple[float, float]]) -> str:
     whole, low, high = interval(values)
     return f"{whole:.1f} [{low:.1f}-{high:.1f}]"
-
-
-def edits(got: list[str], wanted: list[str]) -> int:
-    """Word edits between two sequences."""
-    row = list(range(len(got) + 1))
-    for i, want in enumerate(wanted, 1):
-        before, row[0] = row[0], i
-        for j, have in enumerate(got, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (want != have))
-    return row[-1]
 
 
 def run(parts: VITAAudioParts, wave: torch.Tensor, mode: str, task: str) -> tuple[str, list[int], torch.Tensor]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vivavoce.catalogue import CATALOGUE, System, system_of
+from vivavoce.catalogue import CATALOGUE, System, is_shipped, system_of
 from vivavoce.checkpoints.sources import SETS, SOURCES
 
 HERE = Path(__file__).resolve().parent
@@ -39,7 +39,7 @@ def systems() -> str:
             [
                 f"**{row.title}** `{row.stem}`", row.room, f"`src/{row.model.partition(':')[0].replace('.', '/')}.py`",
                 f"{row.streams}: {row.streaming}", _parity(row),
-                ", ".join(f"`{name}`" for name in (*row.ships, *row.weights)) or "no",
+                ", ".join(f"`{name}`" for name in (*filter(is_shipped, row.ships), *row.weights)) or "no",
                 row.paper,
             ]
             for row in CATALOGUE

@@ -2,6 +2,8 @@
 
 Loaded models are kept for the life of the process. The functions may be called from several threads; an object that
 :func:`load` gave serves one thread at a time unless its class says otherwise.
+
+Longer than most files: every way into every system meets here, and cutting it would part `load` from what it chooses.
 """
 
 from __future__ import annotations

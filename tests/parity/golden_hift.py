@@ -22,12 +22,12 @@ def load(path: Path) -> HiFT:
     return model
 
 
-OWN_SOURCE = 50  # how many times the tolerance the reference differs from itself, by its threads, when it adds up f0
+OWN_SOURCE = 5e-3  # misses 1e-4: the reference adds f0 up in float32, and differs so from itself between threads
 
 
 @torch.inference_mode()
 def check(case_dir: Path) -> dict[str, float]:
-    """The largest error of each output, over its largest expected value; where our own source is in it, over 50."""
+    """The largest error of each output, over its largest expected value; with the recorded source; with our own they only stay under OWN_SOURCE."""
     tensors = load_file(case_dir / "io.safetensors")
     model = load(case_dir / "hift.pt")
     mel, phase, noise = (tensors[f"hift_{name}"][None] for name in ("mel", "phase", "noise"))
@@ -39,11 +39,11 @@ def check(case_dir: Path) -> dict[str, float]:
     def given(mel: str, source: str) -> torch.Tensor:
         return model(tensors[mel][None], source=tensors[source][None, None])
 
+    assert error(model.source(model.f0(mel), phase, noise), "hift_source") < OWN_SOURCE
+    assert error(model(mel, phase=phase, noise=noise), "hift_wave") < OWN_SOURCE
     return {
         "hift_f0": error(model.f0(mel), "hift_f0"),
-        "hift_source": error(model.source(model.f0(mel), phase, noise), "hift_source") / OWN_SOURCE,
         "hift_wave": error(given("hift_mel", "hift_source"), "hift_wave"),
-        "hift_wave, own source": error(model(mel, phase=phase, noise=noise), "hift_wave") / OWN_SOURCE,
         "hift_cached_wave": error(given("hift_mel", "hift_cached_source"), "hift_cached_wave"),
         "offline_wave": error(given("offline_mel_steps10", "offline_source"), "offline_wave"),
     }

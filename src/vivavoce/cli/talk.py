@@ -75,7 +75,7 @@ def talk(
 
     viva talk --mic
 
-    viva talk question.wav --model nano-talk --mode turbo    (one model hears, thinks and speaks; a small closed domain)
+    viva talk question.wav --model FOLDER --mode turbo    (one model hears, thinks and speaks; a small closed domain)
 
     viva talk question.wav --llm http://localhost:11434/v1 --llm-model llama3.2
     """

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.align.edit_distance import edits
 from vivavoce.asr.whisper import Whisper, WhisperConfig
 from vivavoce.audio.mel import mel_spectrum, whisper_scale
 from vivavoce.checkpoints import store
@@ -272,16 +273,6 @@ def read(letters: Tensor) -> list[str]:
     """CTC's best path to words."""
     merged = torch.unique_consecutive(letters).tolist()
     return [str(word) for word in "".join(LETTERS[letter - 1] for letter in merged if letter).split()]
-
-
-def edits(got: list[str], wanted: list[str]) -> int:
-    """Word edits between two sequences (Levenshtein)."""
-    row = list(range(len(got) + 1))
-    for i, want in enumerate(wanted, 1):
-        before, row[0] = row[0], i
-        for j, have in enumerate(got, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (want != have))
-    return row[-1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from vivavoce.align.edit_distance import edits
 from vivavoce.text import lexicon
 from vivavoce.text.letter_to_sound import LETTERS, LetterToSound, LetterToSoundConfig
 
@@ -216,16 +217,6 @@ def score(model: LetterToSound, held_out: list[tuple[str, Chunks]], entries: dic
         wrong["word error"] += expected != found
         wrong["word error without stress"] += plain[0] != plain[1]
     return {name: 100 * n / (n_phones if name.startswith("phone") else len(held_out)) for name, n in wrong.items()}
-
-
-def edits(expected: list[str], found: list[str]) -> int:
-    """The smallest number of insertions, deletions and substitutions between two lists."""
-    row = list(range(len(found) + 1))
-    for i, left in enumerate(expected, start=1):
-        diagonal, row[0] = row[0], i
-        for j, right in enumerate(found, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
-    return row[-1]
 
 
 def save(model: LetterToSound, scores: dict[str, float]) -> None:
