@@ -27,7 +27,8 @@ OWN_SOURCE = 5e-3  # misses 1e-4: the reference adds f0 up in float32, and diffe
 
 @torch.inference_mode()
 def check(case_dir: Path) -> dict[str, float]:
-    """The largest error of each output, over its largest expected value; with the recorded source; with our own they only stay under OWN_SOURCE."""
+    """The largest error of each output over its largest expected value, made with the recorded source; what our own
+    source gives only stays under OWN_SOURCE."""
     tensors = load_file(case_dir / "io.safetensors")
     model = load(case_dir / "hift.pt")
     mel, phase, noise = (tensors[f"hift_{name}"][None] for name in ("mel", "phase", "noise"))
