@@ -154,7 +154,7 @@ def heads(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
     right: dict[str, list[tuple[float, float]]] = defaultdict(list)
     blocks: list[tuple[float, float]] = []
     for record in found:
-        ids, labels = batch([record], parts.tokens, np.random.default_rng(0), 0.0)
+        ids, labels = batch([record], parts.tokens, np.random.default_rng(0))
         with torch.inference_mode():
             pairs = parts.model.predict(ids, labels)
             states = parts.model(ids, starts=parts.model.starts(labels))

@@ -44,7 +44,7 @@ from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.dialogue.vita_audio import VITAAudio
 from vivavoce.dialogue.vita_audio_files import import_vita_audio
 from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError, nearest
-from vivavoce.inspection import CONFIG, doctor, find_layout, inspect, is_native, set_threads
+from vivavoce.inspection import CONFIG, doctor, find_device, find_layout, inspect, is_native, set_threads
 from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer, state_shapes
 from vivavoce.lm.llama_four_bit import import_int4
@@ -77,19 +77,6 @@ __all__ = [
     "create", "default_recognizer", "doctor", "inspect", "load", "models", "open_voice", "phonemizer", "pull",
     "recognizer", "set_threads", "speak", "transcribe",
 ]  # fmt: skip
-
-
-def _device(name: str | None) -> torch.device:
-    wanted = name or os.environ.get("VIVA_DEVICE") or "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device {wanted!r}; use cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"the device {wanted!r} is not supported; use cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("this torch finds no GPU; use --device cpu, or install a torch with CUDA")
-    return device
 
 
 def _is_int8(dtype: str | None, device: torch.device) -> bool:
@@ -128,7 +115,7 @@ def load(
     bits "int4". Without it, on a CPU: int8 for recognisers and language models (pulled ones of 4 bits stay so), and for
     voices bfloat16 where that pays. ConfigError for a dtype that a system does not have.
     """
-    options = _Options(_device(device), dtype, dict(parts or {}))
+    options = _Options(find_device(device), dtype, dict(parts or {}))
     if options.int8:
         native.enable(store.cache_dir() / "kernels")
     text = str(name_or_path)
@@ -503,7 +490,7 @@ def transcribe(
     if vita_audio_verbs.is_speech_model(chosen):
         if words or prompt or task != "transcribe" or language_code(language or "en") != "en" or beams != 1:
             raise ConfigError(f"{chosen} writes plain English text; leave words, prompt, task, language and beams out")
-        options = _Options(_device(device), dtype, {})
+        options = _Options(find_device(device), dtype, {})
         options.computes("vita_audio")
         options.cpu_only("speech models")
         set_threads(threads)

@@ -218,6 +218,22 @@ def find_layout(checkpoint: Checkpoint) -> tuple[str, str, Layout | None]:
     return stem, layout.name, layout if table is layout else None
 
 
+def find_device(name: str | None) -> torch.device:
+    """The device of a name, of VIVA_DEVICE, or the processor; ConfigError where there is no such one here."""
+    wanted = name or os.environ.get("VIVA_DEVICE") or "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {wanted!r}; use cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"the device {wanted!r} is not supported; use cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("this torch finds no GPU; use --device cpu, or install a torch with CUDA")
+    if device.type == "cuda":  # convolutions too compute what they compute on a processor
+        torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
 def set_threads(threads: int | None = None) -> int:
     """Use ``threads`` cores: the number given, or VIVA_THREADS, or OMP_NUM_THREADS, or the idle cores (at most 4)."""
     if threads is None:

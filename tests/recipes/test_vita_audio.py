@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tests.spoken import write_corpus, write_tokenizer
 from vivavoce.errors import ConfigError
 from vivavoce.recipes.vita_audio import Options, VITAAudioRecipe, open, shares
-from vivavoce.recipes.vita_audio_records import Record, batch
+from vivavoce.recipes.vita_audio_records import Disturbance, Record, batch, nearest_codes
+from vivavoce.train.codes import read_tokenizer
 from vivavoce.train.loop import CHECKPOINT, train
 
 
@@ -40,7 +41,7 @@ def first(corpus: Path, tiny: Options, tmp_path_factory: pytest.TempPathFactory)
 def terms(recipe: VITAAudioRecipe) -> dict[str, float]:
     """Losses over everything held out."""
     held_out = [record for part in recipe.dev.values() for record in part]
-    ids, labels = batch(held_out, recipe.tokens, np.random.default_rng(0), 0.0)
+    ids, labels = batch(held_out, recipe.tokens, np.random.default_rng(0))
     with torch.no_grad():
         found = recipe.net.loss_terms(ids, labels)
     return {"main": float(found["main"]), "modules": float(found["modules"].mean())}
@@ -124,8 +125,8 @@ def test_records_hold_what_was_said(first: tuple[VITAAudioRecipe, Path], corpus:
 def test_disturbed_prompts_leave_the_answer_alone(first: tuple[VITAAudioRecipe, Path]) -> None:
     recipe, _ = first
     asked = [record for record in recipe.records if record.task == "answer"][:4]
-    plain, labels = batch(asked, recipe.tokens, np.random.default_rng(0), 0.0)
-    noisy, noisy_labels = batch(asked, recipe.tokens, np.random.default_rng(0), 0.5)
+    plain, labels = batch(asked, recipe.tokens, np.random.default_rng(0))
+    noisy, noisy_labels = batch(asked, recipe.tokens, np.random.default_rng(0), Disturbance(0.5))
     changed = 0
     for row, record in enumerate(asked):
         assert plain[row, : len(record.ids)].tolist() == record.ids
@@ -137,6 +138,35 @@ def test_disturbed_prompts_leave_the_answer_alone(first: tuple[VITAAudioRecipe, 
         words = [token for token in record.prompt if recipe.tokens.code(token) is None]
         assert [token for token in prompt if recipe.tokens.code(token) is None] == words
     assert changed >= 3
+
+
+def test_blurred_codes_become_their_neighbours(first: tuple[VITAAudioRecipe, Path], tiny: Options) -> None:
+    recipe, _ = first
+    tokenizer = read_tokenizer(Path(tiny.tokenizer))
+    rows, near = tokenizer.codebook.weight.detach(), nearest_codes(tokenizer, 3)
+    for code in (0, 7):
+        distance = (rows - rows[code]).norm(dim=1)
+        assert sorted(near[code].tolist()) == sorted(distance.argsort()[1:4].tolist())
+    asked = [record for record in recipe.records if record.task == "answer"][:4]
+    all_of_them = Disturbance(0.0, 1.0, near)
+    blurred, _ = batch(asked, recipe.tokens, np.random.default_rng(0), all_of_them)
+    for row, record in enumerate(asked):
+        for before, after in zip(record.prompt, blurred[row].tolist(), strict=False):
+            old, new = recipe.tokens.code(before), recipe.tokens.code(after)
+            assert before == after if old is None else new in near[old]
+
+
+def test_any_view_may_be_heard(first: tuple[VITAAudioRecipe, Path]) -> None:
+    recipe, _ = first
+    record = next(r for r in recipe.records if r.task == "answer")
+    other = np.array([3, 1, 4, 1, 5, 9, 2, 6], dtype="<i2")
+    twofold, seen = replace(record, views=(other,)), set[tuple[int, ...]]()
+    for seed in range(12):
+        ids, _ = batch([twofold], recipe.tokens, np.random.default_rng(seed), Disturbance(0.0))
+        seen.add(tuple(ids[0].tolist()))
+    assert len(seen) == 2 and tuple(record.ids) in seen
+    codes = [recipe.tokens.code(token) for token in next(ids for ids in seen if ids != tuple(record.ids))]
+    assert [code for code in codes if code is not None][:8] == other.tolist()
 
 
 def test_small_tasks_are_repeated_to_their_share() -> None:

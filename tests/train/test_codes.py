@@ -43,7 +43,7 @@ def test_codes_are_the_tokenizers_own(teacher: Path) -> None:
     assert told[-1] == ("codes", 20, 20)
     for number, row in enumerate(coded.corpus.rows):
         own = one(coded.corpus.wave(number)[None]).values[0, 0].tolist()
-        assert coded.of(number) == own and len(own) == -(-row["samples"] // 1280)
+        assert coded.of(number).tolist() == own and len(own) == -(-row["samples"] // 1280)
     assert len(set(coded.codes.tolist())) > 3, "codes that are all the same show nothing"
 
 
@@ -54,9 +54,24 @@ def test_they_are_made_once_a_tokenizer(teacher: Path) -> None:
     other = CodedUtterances(teacher, tokenizer(1), lambda what, done, total: told.append(what))
     assert told and (other.codes != first).any()
     mark = json.loads((teacher / "codes-glm4.json").read_text())
-    assert mark == {"tokenizer": fingerprint(tokenizer(1)), "codes": len(first)}
+    assert mark == {"tokenizer": fingerprint(tokenizer(1)), "utterances": 20, "views": 1}
     (teacher / "codes-glm4.json").unlink()  # a run that was killed before it could say whose codes they are
     assert (CodedUtterances(teacher, tokenizer(0)).codes == first).all()
+
+
+@torch.inference_mode()
+def test_views_are_the_same_sound_varied(teacher: Path) -> None:
+    one = tokenizer(0)
+    coded = CodedUtterances(teacher, one, views=3)
+    plain = CodedUtterances(teacher, one)  # more views than asked for serve too
+    assert coded.views == 3 and plain.views == 1
+    for number, row in enumerate(coded.corpus.rows):
+        assert (coded.of(number) == plain.of(number)).all()
+        assert coded.of(number).tolist() == one(coded.corpus.wave(number)[None]).values[0, 0].tolist()
+        for view in (1, 2):
+            assert abs(len(coded.of(number, view)) - row["samples"] / 1280) < 0.12 * row["samples"] / 1280 + 1
+    assert len(coded.codes) == coded.ends[-1, -1]
+    assert (coded.of(3, 1)[:4] != coded.of(3)[:4]).any() or (coded.of(3, 2)[:4] != coded.of(3)[:4]).any()
 
 
 def test_a_fingerprint_tells_weights_and_sizes_apart() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.spoken import write_corpus
 from vivavoce.errors import ConfigError
-from vivavoce.train.utterances import Batches, Utterances, pad
+from vivavoce.train.utterances import Ahead, Batches, Utterances, pad, vary
 
 sizes_of_items = st.lists(st.integers(1, 90), min_size=1, max_size=120)
 
@@ -86,3 +86,33 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
     (digits / "index.jsonl").write_text('{"offset": 0')
     with pytest.raises(ConfigError, match="damaged"):
         Utterances(digits)
+
+
+def test_waves_are_varied_row_by_row() -> None:
+    wave, lengths = 0.1 * torch.randn(6, 800), torch.tensor([800, 700, 400, 400, 100, 1])
+    torch.manual_seed(0)
+    heard, kept = vary(wave, lengths)
+    level = 20 * (heard.square().mean(1) / wave.square().mean(1)).log10() / 2
+    assert heard.abs().max() <= 1 and level.min() > -9 and level.max() < 10 and level.std() > 1
+    speed = 800 / heard.shape[1]
+    assert 0.9 <= speed <= 1.1 and speed != 1
+    assert ((kept - lengths / speed).abs() <= 1).all() and kept.min() == 1
+
+
+def test_the_next_step_is_made_ahead() -> None:
+    asked: list[int] = []
+
+    def make(step: int) -> int:
+        asked.append(step)
+        return 10 * step
+
+    ahead = Ahead(make)
+    assert [ahead[step] for step in (3, 4, 5, 9, 2)] == [30, 40, 50, 90, 20]
+    assert all(asked.count(step) == 1 for step in (4, 5)), "what was made ahead is not made again"
+
+
+def test_what_fails_ahead_fails_when_it_is_wanted() -> None:
+    ahead = Ahead(lambda step: 1 // (2 - step))
+    assert ahead[0] == 0 and ahead[1] == 1
+    with pytest.raises(ZeroDivisionError):
+        ahead[2]

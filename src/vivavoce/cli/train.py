@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vivavoce.cli.options import AsJson, Threads, Verbose, note, print_json, progress, table
+from vivavoce.cli.options import AsJson, Device, Threads, Verbose, note, print_json, progress, table
 from vivavoce.errors import ConfigError
 from vivavoce.recipes import catalogue
 
@@ -33,6 +33,7 @@ def train(
     list_options: Annotated[bool, typer.Option("--options", help="List what --set takes, with defaults.")] = False,
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.0, help="Save and stop after so long.")] = None,
     as_json: AsJson = False,
+    device: Device = None,
     threads: Threads = None,
     verbose: Verbose = False,
 ) -> None:
@@ -48,6 +49,8 @@ def train(
     viva train hift --minutes 30            (saves and stops after half an hour)
 
     viva train hift --resume                (goes on)
+
+    viva train hift --device cuda           (on a GPU)
 
     viva train vita_audio --set stage=2 --set steps=2000 --json
     """
@@ -66,9 +69,9 @@ def train(
     check_folder(folder, resume)
     if not any(corpus.glob("*/index.jsonl")):
         raise ConfigError(f"{corpus} holds no corpus; name one with --corpus, or make one as docs/training.md says")
-    again = _again(row, corpus, folder, chosen or [])
+    again = _again(row, corpus, folder, chosen or [], device)
     try:
-        last = _run(row, corpus, options, folder, resume, minutes, as_json, threads)
+        last = _run(row, corpus, options, folder, resume, minutes, as_json, device, threads)
     except KeyboardInterrupt:
         begun = (folder / ABOUT).exists()
         print(f"viva: stopped; go on with  {again}" if begun else "viva: stopped before the run began", file=sys.stderr)
@@ -86,13 +89,14 @@ def train(
 
 def _run(
     row: RecipeRow, corpus: Path, options: Any, folder: Path, resume: bool, minutes: float | None, as_json: bool,
-    threads: int | None,
+    device: str | None, threads: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and write the model; gives how far it came."""
     from vivavoce import inspection
     from vivavoce.train import loop
 
     inspection.set_threads(threads)
+    place = inspection.find_device(device)
     reached = 0
 
     def evaluated(step: int, figures: Mapping[str, float]) -> None:
@@ -104,7 +108,7 @@ def _run(
             note(f"step {step}: {_figures(figures)}")
 
     with progress() as report:
-        ready = catalogue.opened(row, corpus, options, report)
+        ready = catalogue.opened(row, corpus, options, report, place)
         reached = ready.schedule.steps
         stop_after = None if minutes is None else 60 * minutes
         figures = loop.train(
@@ -118,10 +122,11 @@ def _run(
             "model": model and str(model), "evaluation": figures}  # fmt: skip
 
 
-def _again(row: RecipeRow, corpus: Path, folder: Path, chosen: list[str]) -> str:
+def _again(row: RecipeRow, corpus: Path, folder: Path, chosen: list[str], device: str | None) -> str:
     """The command that goes on."""
     words = ["viva", "train", row.name, "--corpus", str(corpus), "--run", str(folder)]
-    return shlex.join([*words, *(word for pair in chosen for word in ("--set", pair)), "--resume"])
+    words += [word for pair in chosen for word in ("--set", pair)] + (["--device", device] if device else [])
+    return shlex.join([*words, "--resume"])
 
 
 def _figures(values: Mapping[str, float]) -> str:

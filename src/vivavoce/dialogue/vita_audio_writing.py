@@ -61,6 +61,10 @@ class Writer:
         """How many tokens the caches hold."""
         return self.state.backbone[0].key.shape[2]
 
+    @property
+    def device(self) -> torch.device:
+        return self.state.backbone[0].position.device
+
     def add(self, tokens: Sequence[int]) -> None:
         """Put tokens behind the text; nothing is computed yet."""
         if len(self.tokens) + len(tokens) > self.room:
@@ -101,7 +105,7 @@ class Writer:
                 self._draft(number)
 
     def _read(self) -> Tensor:
-        new = torch.tensor([self.tokens[self.read :]])
+        new = torch.tensor([self.tokens[self.read :]], device=self.device)
         hidden, self.state = self.model.step(new, self.state, len(self.tokens))
         self.read, self.passes = len(self.tokens), self.passes + 1
         return hidden
@@ -111,7 +115,7 @@ class Writer:
         if number == 0:  # the oldest state that waits belongs to the token before the first, or to one not wanted
             waiting = self.read - self.state.hidden[0].shape[1]
             self.state = self.model.skip(first - 1 - waiting, self.state)
-        new = torch.tensor([self.tokens[first:]])
+        new = torch.tensor([self.tokens[first:]], device=self.device)
         hidden, self.state = self.model.draft(number, new, first, self.state, len(self.tokens) - begun)
         self.drafted[number], self.drafts = len(self.tokens), self.drafts + 1
         return hidden

@@ -80,12 +80,12 @@ class CodebookUpkeep(nn.Module):
 @torch.no_grad()
 def k_means(x: Tensor, codes: int, rounds: int = 20) -> Tensor:
     """A first codebook (codes, D) from vectors (N, D): Lloyd's rounds from random vectors, empty rows put anew."""
-    rows = x[torch.randperm(len(x))[:codes]].clone()
+    rows = x[torch.randperm(len(x), device=x.device)[:codes]].clone()
     for _ in range(rounds):
         nearest = torch.cat([(rows.square().sum(1) - 2 * part @ rows.T).argmin(1) for part in x.split(8192)])
         total = torch.zeros_like(rows).index_add_(0, nearest, x)
         count = torch.bincount(nearest, minlength=codes).to(x)
         rows = total / count.clamp_min(1)[:, None]
         empty = (count == 0).nonzero()[:, 0]
-        rows[empty] = x[torch.randint(len(x), (len(empty),))]
+        rows[empty] = x[torch.randint(len(x), (len(empty),), device=x.device)]
     return rows

@@ -1,7 +1,7 @@
 """The table of recipes that ``viva train`` runs: strings only, so that listing them imports nothing heavy.
 
 A recipe's module holds ``Options``, a frozen dataclass whose ``name`` is that of the run, and
-``open(corpus, options, report)``, which gives what :func:`vivavoce.train.loop.train` takes.
+``open(corpus, options, report, device)``, which gives what :func:`vivavoce.train.loop.train` takes.
 """
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ def _plain(default: Any) -> Any:
     return ",".join(default) if isinstance(default, tuple) else default
 
 
-def opened(row: RecipeRow, corpus: Path, options: Any, report: Callable[[str, float, float], None]) -> Any:
-    """The recipe, ready for :func:`vivavoce.train.loop.train`."""
-    return importlib.import_module(row.module).open(corpus, options, report)
+def opened(
+    row: RecipeRow, corpus: Path, options: Any, report: Callable[[str, float, float], None], device: Any = None
+) -> Any:
+    """The recipe on a device (default: the processor), ready for :func:`vivavoce.train.loop.train`."""
+    return importlib.import_module(row.module).open(corpus, options, report, device)

@@ -24,7 +24,7 @@ from vivavoce.config import to_dict
 from vivavoce.errors import ConfigError
 from vivavoce.train.codes import CodedUtterances, fingerprint, read_tokenizer
 from vivavoce.train.loop import Report, Schedule
-from vivavoce.train.utterances import Batches
+from vivavoce.train.utterances import Ahead, Batches
 from vivavoce.vocoders.hift import NANO_MEL
 
 MEAN, SCALE = -5.0, 2.5  # of the log mel; the shipped settings name them too
@@ -44,11 +44,12 @@ class DecoderRecipe:
     def __init__(
         self, corpus: Path, tokenizer: GLM4Tokenizer, config: GLM4DecoderConfig, *, seed: int = 0,
         schedule: Schedule | None = None, budget: int = 640, rate: float = 1.5e-3,
-        report: Report | None = None,
+        report: Report | None = None, device: torch.device | None = None,
     ):  # fmt: skip
+        self.device = device or torch.device("cpu")
         self.seed, self.rate, self.budget, self.config = seed, rate, budget, config
         self.schedule = schedule or Schedule(steps=6000, evaluate_every=500, save_every=100, log_every=50)
-        self.data = CodedUtterances(corpus / "teacher", tokenizer, report)
+        self.data = CodedUtterances(corpus / "teacher", tokenizer.to(self.device), report)
         self.train_items = self.data.corpus.select("train")
         self.dev_items = self.data.corpus.select("dev")[:48]
         if not self.train_items or not self.dev_items:
@@ -57,7 +58,8 @@ class DecoderRecipe:
         self.batches = Batches(sizes, budget, seed)
         self.codes_of = fingerprint(tokenizer)
         torch.manual_seed(seed)
-        self.model: nn.Module = GLM4Decoder(config)
+        self.pieces = Ahead(self._pieces)
+        self.model: nn.Module = GLM4Decoder(config).to(self.device)
 
     @property
     def net(self) -> GLM4Decoder:
@@ -78,9 +80,12 @@ class DecoderRecipe:
         wave = self.data.corpus.wave(number)
         wave = F.pad(wave, (0, 1280 * len(found) - len(wave)))
         mel = scaled(mel_spectrum(wave[None], NANO_MEL)[0])
-        return torch.tensor(found[first : first + codes]), mel[:, frames * first : frames * (first + codes)]
+        return torch.from_numpy(found[first : first + codes].astype(np.int64)), mel[
+            :, frames * first : frames * (first + codes)
+        ]
 
-    def loss(self, step: int) -> dict[str, Tensor]:
+    def _pieces(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, mel and lengths of a step."""
         random = np.random.default_rng((self.seed, step))
         pieces = []
         for place in self.batches[step]:
@@ -88,18 +93,22 @@ class DecoderRecipe:
             count = len(self.data.of(number))
             first = int(random.integers(max(1, count - LONGEST + 1)))
             pieces.append(self.piece(number, first, LONGEST))
-        tokens, mel, lengths = padded(pieces)
-        time = (torch.rand(len(tokens)) + torch.arange(len(tokens))) / len(tokens)
-        with torch.autocast("cpu", torch.bfloat16):
+        return padded(pieces)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        tokens, mel, lengths = (part.to(self.device) for part in self.pieces[step])
+        time = (torch.rand(len(tokens)) + torch.arange(len(tokens))).to(self.device) / len(tokens)
+        with torch.autocast(self.device.type, torch.bfloat16):
             terms = self.net.loss_terms(tokens, mel, noise=torch.randn_like(mel), time=time, lengths=lengths)
         return {"loss": terms["flow"], **terms}
 
     def evaluate(self) -> dict[str, float]:
         """Mean distance of made mels to the real ones, in log units."""
-        tokens, mel, lengths = padded([self.piece(number, 0, LONGEST) for number in self.dev_items])
-        noise = time_noise(0, mel.shape[-1], self.config.n_mels).expand_as(mel)
+        pieces = padded([self.piece(number, 0, LONGEST) for number in self.dev_items])
+        tokens, mel, lengths = (part.to(self.device) for part in pieces)
+        noise = time_noise(0, mel.shape[-1], self.config.n_mels).to(self.device).expand_as(mel)
         made = self.net(tokens, noise, lengths=lengths)
-        real = torch.arange(mel.shape[-1]) < self.net.frames(lengths)[:, None]
+        real = torch.arange(mel.shape[-1], device=self.device) < self.net.frames(lengths)[:, None]
         return {"mel distance": SCALE * float((made - mel).abs().mean(1)[real].mean())}
 
     def sample(self, folder: Path, step: int) -> None:
@@ -112,7 +121,8 @@ class DecoderRecipe:
         figure, axes = plot.subplots(3, 2, figsize=(12, 8))
         for row, number in zip(axes, self.dev_items[:3], strict=False):
             codes, mel = self.piece(number, 0, LONGEST)
-            made = self.net(codes[None], time_noise(0, mel.shape[-1], self.config.n_mels)[None])[0]
+            noise = time_noise(0, mel.shape[-1], self.config.n_mels)[None]
+            made = self.net(codes[None].to(self.device), noise.to(self.device))[0].cpu()
             for axis, picture, title in zip(row, (made, mel), ("made", "real"), strict=True):
                 axis.imshow(picture.numpy(), origin="lower", aspect="auto")
                 axis.set_title(f"{title}: {self.data.corpus.rows[number]['text'][:50]}", fontsize=8)
@@ -153,7 +163,9 @@ class Options:
     seed: int = 0
 
 
-def open(corpus: Path, options: Options, report: Report | None = None) -> DecoderRecipe:
+def open(
+    corpus: Path, options: Options, report: Report | None = None, device: torch.device | None = None
+) -> DecoderRecipe:
     """The recipe on a corpus folder of sets."""
     tokenizer = read_tokenizer(Path(options.tokenizer).expanduser())
     config = GLM4DecoderConfig.nano() if options.size == "nano" else tiny_config()
@@ -162,7 +174,7 @@ def open(corpus: Path, options: Options, report: Report | None = None) -> Decode
     )
     return DecoderRecipe(
         corpus, tokenizer, replace(config, vocab_size=tokenizer.config.codes), seed=options.seed, schedule=schedule,
-        budget=options.budget, rate=options.rate, report=report,
+        budget=options.budget, rate=options.rate, report=report, device=device,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from vivavoce.config import from_dict
 from vivavoce.errors import ConfigError
 from vivavoce.nn.vector_quantizer import CodebookUpkeep, k_means
 from vivavoce.train.loop import Report, Schedule, restore
-from vivavoce.train.utterances import Batches, Utterances, pad
+from vivavoce.train.utterances import Ahead, Batches, Utterances, pad, vary
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"  # 0 is CTC's blank
 COMMIT = 1.0  # the published scale of 10 on top lets the states of so small a corpus collapse onto few codes
@@ -91,7 +91,9 @@ class TokenizerRecipe:
         self, corpus: Path, config: GLM4TokenizerConfig, whisper: Whisper | None, *, seed: int = 0,
         schedule: Schedule | None = None, budget_s: float = 40.0, rate: float = 5e-5, frozen: int = 200,
         before: Path | None = None, listen: float = 1.0, report: Report | None = None,
+        device: torch.device | None = None,
     ):  # fmt: skip
+        self.device = device or torch.device("cpu")
         self.whisper, self.listen = whisper, listen if whisper is not None else 0.0
         self.seed, self.rate, self.budget_s, self.frozen = seed, rate, budget_s, frozen
         self.schedule = schedule or Schedule(steps=1500, evaluate_every=250, save_every=100)
@@ -102,12 +104,15 @@ class TokenizerRecipe:
         tokenizer = GLM4Tokenizer(config)
         if whisper is not None:
             start_from_whisper(tokenizer, whisper)
+            whisper.to(self.device)
+        tokenizer.to(self.device)
         self.train_items = items(sets, "train", spelled=not self.listen)
         self.dev_items = {name: items({name: part}, "dev")[:60] for name, part in sets.items()}
         self.batches = Batches([item.row["samples"] for item in self.train_items], round(budget_s * 16_000), seed)
         if before is None:
             tokenizer.codebook.weight.data = self._first_codebook(tokenizer, report)
-        self.model = Recogniser(tokenizer)
+        self.heard = Ahead(self._heard)
+        self.model = Recogniser(tokenizer).to(self.device)
         if before is not None:
             restore(before, self.model)
 
@@ -124,12 +129,18 @@ class TokenizerRecipe:
         groups = [{"params": slow, "lr": self.rate}, {"params": fast, "lr": 1e-3}]
         return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
 
-    def loss(self, step: int) -> dict[str, Tensor]:
+    def _heard(self, step: int) -> tuple[list[str], Tensor, Tensor]:
+        """Texts, padded waves and lengths of a step."""
         chosen = [self.train_items[i] for i in self.batches[step]]
         wave, lengths = pad([item.corpus.wave(item.number) for item in chosen])
-        wave = vary(wave)
+        return [item.row.get("text") or "" for item in chosen], wave, lengths
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        texts, wave, lengths = self.heard[step]
+        wave, lengths = vary(wave.to(self.device), lengths.to(self.device))
+        wave = F.pad(wave, (0, -wave.shape[1] % 8_000))  # few shapes: a GPU plans its transforms for each
         tokenizer, upkeep = self.model.tokenizer, self.model.upkeep
-        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(step >= self.frozen):
+        with torch.autocast(self.device.type, torch.bfloat16), torch.set_grad_enabled(step >= self.frozen):
             pooled, real = pooled_states(tokenizer, wave, lengths)
         pooled = pooled.float()
         rows, codes, commit = tokenizer.codebook.straight_through(pooled[real])
@@ -138,7 +149,6 @@ class TokenizerRecipe:
             restarted = upkeep.update(tokenizer.codebook, pooled[real].detach(), codes)
         mixed = pooled.clone()
         mixed[real] = rows
-        texts = [item.row.get("text") or "" for item in chosen]
         spoken = [row for row, text in enumerate(texts) if text]
         spelled = self._ctc(mixed[spoken], lengths[spoken], [texts[row] for row in spoken]) if spoken else commit * 0
         heard = self._hearing_error(wave, lengths, rows, real) if self.listen else commit * 0
@@ -150,20 +160,20 @@ class TokenizerRecipe:
     def _hearing_error(self, wave: Tensor, lengths: Tensor, rows: Tensor, real: Tensor) -> Tensor:
         """How far a linear reading of the codes' rows (N, D) is from what the whole recogniser's encoder hears."""
         assert self.whisper is not None
-        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        with torch.autocast(self.device.type, torch.bfloat16), torch.no_grad():
             wanted = whisper_states(self.whisper, wave, lengths, real.shape[1] * self.config.pooling)
         wanted = wanted.float().unflatten(1, (-1, self.config.pooling)).mean(2)[real]
         return F.mse_loss(self.model.listener(rows), F.layer_norm(wanted, wanted.shape[-1:]))
 
     def _ctc(self, rows: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             logits = self.model.speller(rows)
         frames = 4 * -(-lengths // self.config.samples_per_code)
         targets = [torch.tensor([1 + LETTERS.index(letter) for letter in text if letter in LETTERS]) for text in texts]
         sizes = torch.tensor([len(target) for target in targets])
         losses = F.ctc_loss(
-            logits.float().log_softmax(-1).transpose(0, 1), torch.cat(targets), frames, sizes, reduction="none",
-            zero_infinity=True,
+            logits.float().log_softmax(-1).transpose(0, 1), torch.cat(targets).to(self.device), frames, sizes,
+            reduction="none", zero_infinity=True,
         )  # fmt: skip
         return losses.sum() / sizes.sum()
 
@@ -172,7 +182,7 @@ class TokenizerRecipe:
         for name, chosen in self.dev_items.items():
             wrong = total = 0
             for item in chosen:
-                wave = item.corpus.wave(item.number)[None]
+                wave = item.corpus.wave(item.number)[None].to(self.device)
                 codes = tokenizer(wave).values[:, 0]
                 letters = self.model.speller(tokenizer.codebook.embed(codes))[0].argmax(-1)
                 wanted = item.row["text"].split()
@@ -196,8 +206,8 @@ class TokenizerRecipe:
         found, total = [], 0.0
         for number in torch.randperm(len(self.train_items)).tolist():
             item = self.train_items[number]
-            wave = item.corpus.wave(item.number)[None]
-            pooled, real = pooled_states(tokenizer, wave, torch.tensor([wave.shape[1]]))
+            wave = item.corpus.wave(item.number)[None].to(self.device)
+            pooled, real = pooled_states(tokenizer, wave, torch.tensor([wave.shape[1]], device=self.device))
             found.append(pooled[real])
             total += wave.shape[1] / 16_000
             if report is not None:
@@ -234,10 +244,10 @@ def whisper_states(whisper: Whisper, wave: Tensor, lengths: Tensor, frames: int)
     """What Whisper's whole encoder makes of padded waves (B, S): (B, frames, D), each row seeing its own sound only."""
     encoder = whisper.encoder
     wave = F.pad(wave, (0, 320 * frames - wave.shape[1]))
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(wave.device.type, enabled=False):
         mel = whisper_scale(mel_spectrum(wave, whisper.config.mel))
     x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2) + encoder.positions[:frames]
-    real = torch.arange(frames) < -(-lengths // 320)[:, None]
+    real = torch.arange(frames, device=wave.device) < -(-lengths // 320)[:, None]
     return encoder.stack(x, real[:, None, None])
 
 
@@ -245,17 +255,10 @@ def pooled_states(tokenizer: GLM4Tokenizer, wave: Tensor, lengths: Tensor) -> tu
     """Padded waves (B, S) -> states before quantisation (B, N, D), and which are real (B, N)."""
     per = tokenizer.config.samples_per_code
     wave = F.pad(wave, (0, -wave.shape[1] % per))
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.no_grad(), torch.autocast(wave.device.type, enabled=False):
         mel = tokenizer.mel(wave)
     pooled = tokenizer.features(mel, -(-lengths // 320))
-    return pooled, torch.arange(pooled.shape[1]) < (-(-lengths // per))[:, None]
-
-
-def vary(wave: Tensor) -> Tensor:
-    """Random level (8 dB either way) and a little noise, a row."""
-    gain = 10 ** ((torch.rand(len(wave), 1) * 16 - 8) / 20)
-    noise = torch.randn_like(wave) * 10 ** (-2.2 - 2 * torch.rand(len(wave), 1))
-    return (wave * gain + noise).clamp(-1, 1)
+    return pooled, torch.arange(pooled.shape[1], device=wave.device) < (-(-lengths // per))[:, None]
 
 
 def items(sets: Mapping[str, Utterances], split: str, spelled: bool = True) -> list[Item]:
@@ -298,7 +301,9 @@ class Options:
     seed: int = 0
 
 
-def open(corpus: Path, options: Options, report: Report | None = None) -> TokenizerRecipe:
+def open(
+    corpus: Path, options: Options, report: Report | None = None, device: torch.device | None = None
+) -> TokenizerRecipe:
     """The recipe on a corpus folder of sets."""
     config = replace(GLM4TokenizerConfig.nano(), block=options.block) if options.size == "nano" else tiny_config()
     schedule = Schedule(
@@ -308,6 +313,7 @@ def open(corpus: Path, options: Options, report: Report | None = None) -> Tokeni
         corpus, config, None if options.whisper == "none" else pulled(options.whisper), seed=options.seed,
         schedule=schedule, budget_s=options.budget_s, rate=options.rate, frozen=options.frozen,
         before=Path(options.before).expanduser() if options.before else None, listen=options.listen, report=report,
+        device=device,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def spectral_loss(wave: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Spectral convergence and log-magnitude distance of (B, S), means over the three resolutions."""
     convergence, distance = wave.new_zeros(()), wave.new_zeros(())
     for n_fft, hop in RESOLUTIONS:
-        window = torch.hann_window(n_fft)
+        window = torch.hann_window(n_fft, device=wave.device)
         bins = torch.stft(torch.cat([wave, target]), n_fft, hop, n_fft, window, return_complex=True)
         power = bins.real.square() + bins.imag.square()
         got, wanted = power.clamp_min(QUIETEST_BIN**2).sqrt().chunk(2)
@@ -65,10 +65,11 @@ def losses(model: HiFT, batch: Batch, predicted: Tensor | None = None) -> dict[s
     noise of the source.
     """
     rows, frames = batch.f0.shape
-    phase = (torch.rand(rows, model.config.harmonics + 1) * 2 - 1) * math.pi
+    device = batch.mel.device
+    phase = (torch.rand(rows, model.config.harmonics + 1, device=device) * 2 - 1) * math.pi
     phase[:, 0] = 0
-    noise = torch.randn(rows, model.config.harmonics + 1, frames * model.hop_length)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_pays("cpu")):
+    noise = torch.randn(rows, model.config.harmonics + 1, frames * model.hop_length, device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device.type)):
         told = model.f0(batch.mel).float()
         f0 = batch.f0 if predicted is None else torch.where(predicted[:, None], told.detach(), batch.f0)
         wave = model(batch.mel, f0=f0, phase=phase, noise=noise)
@@ -133,7 +134,9 @@ class HiFTRecipe:
     def __init__(
         self, corpus: Path, config: HiFTConfig, schedule: Schedule, *, frames: int = 40, rows: int = 8,
         rate: float = 8e-4, learnt: int = 2000, seed: int = 0, report: Report | None = None,
+        device: torch.device | None = None,
     ):  # fmt: skip
+        self.device = device or torch.device("cpu")
         if config.sample_rate != SAMPLE_RATE:
             raise ConfigError(f"the corpus has {SAMPLE_RATE} Hz and the vocoder {config.sample_rate}; they must agree")
         self.config, self.schedule, self.seed = config, schedule, seed
@@ -148,6 +151,7 @@ class HiFTRecipe:
         with torch.no_grad():
             assert self.model.post.bias is not None
             self.model.post.bias[: config.istft_n_fft // 2 + 1] = self._spectrum()
+        self.model.to(self.device)
 
     def settings(self) -> Mapping[str, Any]:
         return {"config": vars(self.config), "frames": self.frames, "rows": self.rows, "rate": self.rate,
@@ -194,8 +198,9 @@ class HiFTRecipe:
         return bins.abs().square().mean((0, 2)).sqrt().clamp_min(1e-3).log()
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        own = torch.rand(self.rows) < 0.5 if step >= self.learnt else None
-        return losses(self.model, self.batch(step), own)
+        own = (torch.rand(self.rows) < 0.5).to(self.device) if step >= self.learnt else None
+        batch = Batch(*(part.to(self.device) for part in self.batch(step)))
+        return losses(self.model, batch, own)
 
     def evaluate(self) -> dict[str, float]:
         """Log-mel distance of whole held-out utterances made from their own mel alone, and errors of the fundamental:
@@ -206,7 +211,7 @@ class HiFTRecipe:
             _, mel = self._utterance(number)
             made = self.copy(mel)
             f0 = torch.from_numpy(self.pitches(number))
-            told = self.model.f0(mel)[0].float()
+            told = self.model.f0(mel.to(self.device))[0].float().cpu()
             both = (f0 > 0) & (told > self.config.voiced_above)
             mel_error.append(float((mel_spectrum(made, self.config.mel) - mel).abs().mean()))
             voicing.append(float(((f0 > 0) != (told > self.config.voiced_above)).float().mean()))
@@ -225,7 +230,8 @@ class HiFTRecipe:
     def copy(self, mel: Tensor, seed: int = 0) -> Tensor:
         """mel (1, M, T) -> wave (1, S) with everything predicted and noise of a fixed seed."""
         samples = mel.shape[-1] * self.config.hop_length
-        return self.model(mel, noise=source_noise(0, samples, self.config.harmonics, seed))
+        noise = source_noise(0, samples, self.config.harmonics, seed)
+        return self.model(mel.to(self.device), noise=noise.to(self.device)).cpu()
 
     def finish(self, folder: Path) -> None:
         """Write the vocoder as a model folder."""
@@ -256,7 +262,9 @@ class Options:
     seed: int = 0
 
 
-def open(corpus: Path, options: Options, report: Report | None = None) -> HiFTRecipe:
+def open(
+    corpus: Path, options: Options, report: Report | None = None, device: torch.device | None = None
+) -> HiFTRecipe:
     """The recipe on a corpus folder of sets."""
     config = HiFTConfig.nano() if options.size == "nano" else tiny_config()
     schedule = Schedule(
@@ -264,7 +272,7 @@ def open(corpus: Path, options: Options, report: Report | None = None) -> HiFTRe
     )
     return HiFTRecipe(
         corpus / options.voice, config, schedule, frames=options.frames, rows=options.rows, rate=options.rate,
-        learnt=options.learnt, seed=options.seed, report=report,
+        learnt=options.learnt, seed=options.seed, report=report, device=device,
     )  # fmt: skip
 
 

@@ -29,10 +29,19 @@ from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig, begin_modul
 from vivavoce.dialogue.vita_audio_prompts import INTERLEAVES, VITATokens
 from vivavoce.dialogue.vita_audio_writing import MODES, Grammar, Writer, write_by_grammar
 from vivavoce.errors import ConfigError
-from vivavoce.recipes.vita_audio_records import Corpus, Record, batch, make_tokenizer, records, vocabulary_size
+from vivavoce.recipes.vita_audio_records import (
+    Corpus,
+    Disturbance,
+    Record,
+    batch,
+    make_tokenizer,
+    nearest_codes,
+    records,
+    vocabulary_size,
+)
 from vivavoce.train.codes import fingerprint, read_tokenizer
 from vivavoce.train.loop import CHECKPOINT, Report, Schedule
-from vivavoce.train.utterances import Batches
+from vivavoce.train.utterances import Ahead, Batches
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,13 @@ class VITAAudioRecipe:
     def __init__(
         self, corpus: Path, tokenizer: GLM4Tokenizer, tokens: VITATokens, config: VITAAudioConfig, stage: Stage, *,
         before: Path | None = None, sets: tuple[str, ...] = ("teacher", "questions", "digits"), seed: int = 0,
-        budget: int = 3000, noise: float = 0.04, schedule: Schedule | None = None, report: Report | None = None,
+        budget: int = 3000, noise: float = 0.04, blur: float = 0.0, views: int = 1, written: int = 40,
+        schedule: Schedule | None = None, report: Report | None = None, device: torch.device | None = None,
     ):  # fmt: skip
+        self.device = device or torch.device("cpu")
         self.name, self.seed, self.stage = f"vita_audio-{stage.number}", seed, stage
-        self.noise, self.budget = noise, budget
+        self.noise, self.blur, self.budget, self.views, self.written = noise, blur, budget, views, written
+        self.disturbance = Disturbance(noise, blur, nearest_codes(tokenizer))
         self.schedule = schedule or Schedule(steps=stage.steps, evaluate_every=500, save_every=100, log_every=50)
         self.tokens, self.sets, self.interleave = tokens, sets, INTERLEAVES["boost"]
         self.config = config.with_modules(stage.modules)
@@ -80,12 +92,15 @@ class VITAAudioRecipe:
         if stage.number == 3:
             copy_module(self.net)
         freeze_backbone(self.net, stage.number in (2, 3))
-        known = Corpus(corpus, tokenizer, tuple(dict.fromkeys(("teacher", *sets))), report)
+        self.model.to(self.device)
+        wanted = tuple(dict.fromkeys(("teacher", *sets)))
+        known = Corpus(corpus, tokenizer.to(self.device), wanted, report, views)
         self.records = [r for name in sets for r in records(known, tokens, name, "train", self.interleave)]
         self.dev = {name: records(known, tokens, name, "dev", self.interleave)[:400] for name in sets}
         self.order = shares(self.records, seed)
         sizes = [len(self.records[i].ids) for i in self.order]
         self.batches = Batches(sizes, budget, seed)
+        self.drawn = Ahead(self._drawn)
 
     @property
     def net(self) -> VITAAudio:
@@ -94,7 +109,8 @@ class VITAAudioRecipe:
 
     def settings(self) -> Mapping[str, Any]:
         return {"config": to_dict(self.config), "stage": vars(self.stage), "sets": self.sets, "noise": self.noise,
-                "budget": self.budget, "steps": self.schedule.steps, "tokenizer": self.codes_of}  # fmt: skip
+                "blur": self.blur, "budget": self.budget, "views": self.views, "steps": self.schedule.steps,
+                "tokenizer": self.codes_of}  # fmt: skip
 
     def optimizer(self) -> torch.optim.Optimizer:
         own = [p for module in self.net.mctp for p in module.parameters()]
@@ -103,12 +119,15 @@ class VITAAudioRecipe:
         groups = [{"params": rest, "lr": self.stage.rate}, {"params": own, "lr": self.stage.module_rate}]
         return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.95), weight_decay=0.05)
 
-    def loss(self, step: int) -> dict[str, Tensor]:
+    def _drawn(self, step: int) -> tuple[Tensor, Tensor]:
+        """Ids and labels of a step."""
         random = np.random.default_rng((self.seed, step))
-        chosen = [self.records[self.order[i]] for i in self.batches[step]]
-        ids, labels = batch(chosen, self.tokens, random, self.noise)
+        return batch([self.records[self.order[i]] for i in self.batches[step]], self.tokens, random, self.disturbance)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        ids, labels = (part.to(self.device) for part in self.drawn[step])
         stage = self.stage.number
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             terms = self.net.loss_terms(ids, labels, detach=stage in (2, 3))
         modules = terms["modules"].mean() if self.config.modules else terms["main"].new_zeros(())
         total = {1: terms["main"], 2: modules, 3: modules}.get(stage, terms["main"] + self.config.module_loss * modules)
@@ -121,17 +140,17 @@ class VITAAudioRecipe:
                 part = [r for r in found if r.task == task][:80]
                 if part:
                     figures |= {f"{name} {task} {k}": v for k, v in self._teacher_forced(part).items()}
-                if part and task != "speak":
-                    exact = [self.write(r, "vanilla") == r.answer for r in part[:40]]
+                if part and task != "speak" and self.written:
+                    exact = [self.write(r, "vanilla") == r.answer for r in part[: self.written]]
                     figures[f"{name} {task} exact"] = 100 * float(np.mean(exact))
                     if task == "answer" and self.config.modules == 10:
-                        exact = [self.write(r, "boost") == r.answer for r in part[:40]]
+                        exact = [self.write(r, "boost") == r.answer for r in part[: self.written]]
                         figures[f"{name} {task} exact boost"] = 100 * float(np.mean(exact))
         return figures
 
     def _teacher_forced(self, part: list[Record]) -> dict[str, float]:
         """Accuracy of the backbone over text and speech, and of each module over speech."""
-        ids, labels = batch(part, self.tokens, np.random.default_rng(0), 0.0)
+        ids, labels = (part.to(self.device) for part in batch(part, self.tokens, np.random.default_rng(0)))
         right: dict[str, float] = {}
         for number, (hidden, wanted) in enumerate(self.net.predict(ids, labels)):
             hit = self.net.logits(hidden).argmax(-1) == wanted
@@ -151,6 +170,8 @@ class VITAAudioRecipe:
 
     def sample(self, folder: Path, step: int) -> None:
         """A few answers as text."""
+        if not self.written:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         chosen = [found[i] for found in self.dev.values() for i in range(0, min(len(found), 200), 20)]
         with (folder / f"{step:06d}.jsonl").open("w", encoding="utf-8") as file:
@@ -211,7 +232,9 @@ class Options:
     """``stage``: 1 align, 2 one module, 3 ten modules, 4 joint; each goes on from the run ``before`` (default: the
     stage before, where the verb puts it). ``tokenizer``: the folder of the finished tokenizer. ``sets``: of the corpus.
     ``steps``: 0 for the stage's own number. ``rates``: factor on its learning rates. ``budget``: tokens to a step,
-    padding counted. ``noise``: share of the heard speech tokens that are disturbed.
+    padding counted. ``noise``: share of the heard speech tokens that are disturbed, ``blur``: share of them
+    that become one of the four nearest. ``views``: how many times what is
+    heard is encoded, at other speeds and levels each. ``written``: answers a set and task to write at an evaluation.
     """
 
     stage: Literal[1, 2, 3, 4] = 1
@@ -223,6 +246,9 @@ class Options:
     rates: float = 1.0
     budget: int = 3000
     noise: float = 0.04
+    blur: float = 0.0
+    views: int = 1
+    written: int = 40
     evaluate_every: int = 500
     save_every: int = 100
     seed: int = 0
@@ -232,7 +258,9 @@ class Options:
         return f"vita_audio-{self.stage}"
 
 
-def open(corpus: Path, options: Options, report: Report | None = None) -> VITAAudioRecipe:
+def open(
+    corpus: Path, options: Options, report: Report | None = None, device: torch.device | None = None
+) -> VITAAudioRecipe:
     """One stage on a corpus folder of sets."""
     stage, before = STAGES[options.stage], options.before
     if not before and stage.number > 1:
@@ -250,7 +278,8 @@ def open(corpus: Path, options: Options, report: Report | None = None) -> VITAAu
     return VITAAudioRecipe(
         corpus, tokenizer, tokens, size(vocabulary_size(tokens)), stage,
         before=Path(before).expanduser() if before else None, sets=options.sets, seed=options.seed,
-        budget=options.budget, noise=options.noise, schedule=schedule, report=report,
+        budget=options.budget, noise=options.noise, blur=options.blur, views=options.views, written=options.written,
+        schedule=schedule, report=report, device=device,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from vivavoce.dialogue.vita_audio_prompts import (
 )
 from vivavoce.recipes.spoken_domain import VOCABULARY, questions, sentences
 from vivavoce.text.tokenizer import QWEN2_PATTERN, Tokenizer
-from vivavoce.train.codes import CodedUtterances
+from vivavoce.train.codes import CodedUtterances, Report
 
 Task = Literal["answer", "transcribe", "speak"]
 SPECIALS = (
@@ -73,7 +73,9 @@ def vocabulary_size(tokens: VITATokens) -> int:
 
 @dataclass(frozen=True)
 class Record:
-    """One example: ``ids`` with ``labels`` (-100 where nothing is learned), and what it is for checks."""
+    """One example: ``ids`` with ``labels`` (-100 where nothing is learned), and what it is for checks. ``views``: the
+    codes of what is heard as it sounds otherwise, if it was encoded more than once; ``prompt`` holds those of the
+    first."""
 
     task: Task
     ids: list[int]
@@ -83,20 +85,28 @@ class Record:
     heard: str
     answer: str
     prompt: list[int]
+    views: tuple[np.ndarray, ...] = ()
 
 
 class Corpus:
     """All sets with their codes; the voice that answers."""
 
-    def __init__(self, folder: Path, tokenizer: GLM4Tokenizer, names: tuple[str, ...], report=None):
+    def __init__(
+        self, folder: Path, tokenizer: GLM4Tokenizer, names: tuple[str, ...], report: Report | None = None,
+        views: int = 1,
+    ):  # fmt: skip
         # the voice that answers exactly, what is heard quickly: a few codes that differ are a disturbance like others
-        self.sets = {name: CodedUtterances(folder / name, tokenizer, report, quick=name != "teacher") for name in names}
+        self.sets = {
+            name: CodedUtterances(folder / name, tokenizer, report, quick=name != "teacher",
+                                  views=1 if name == "teacher" else views)
+            for name in names
+        }  # fmt: skip
         self.spoken: dict[str, list[int]] = {}
         if "teacher" in self.sets:
             teacher = self.sets["teacher"]
             for number, row in enumerate(teacher.corpus.rows):
                 if row["kind"] != "book":
-                    self.spoken.setdefault(row["text"], teacher.of(number))
+                    self.spoken.setdefault(row["text"], teacher.of(number).tolist())
 
 
 def records(
@@ -106,7 +116,8 @@ def records(
     """The records of one set and split, in the order of the set, task by task."""
     found, coded = list[Record](), corpus.sets[name]
     for number in coded.corpus.select(split):
-        row, codes = coded.corpus.rows[number], coded.of(number)
+        row, codes = coded.corpus.rows[number], coded.of(number).tolist()
+        views = tuple(coded.of(number, view) for view in range(1, coded.views))
         text, answer = row.get("text") or "", row.get("answer")
         about = {"speaker": str(row.get("speaker")), "heard": text}
         if name == "teacher":
@@ -117,11 +128,16 @@ def records(
         if "transcribe" in tasks and text:
             messages = [*transcribe_prompt(), Message("assistant", text)]
             skill = row.get("skill") or row.get("kind") or "real"
-            found.append(_record("transcribe", messages, [codes], tokens, interleave, skill, answer=text, **about))
+            found.append(
+                _record("transcribe", messages, [codes], tokens, interleave, skill, answer=text, views=views, **about)
+            )
         if "answer" in tasks and answer and answer in corpus.spoken and fits(tokens, answer, corpus.spoken[answer]):
             messages = [*answer_prompt(), Message("assistant", f"{answer}\n{CLIP}")]
             clips = [codes, corpus.spoken[answer]]
-            found.append(_record("answer", messages, clips, tokens, interleave, row["skill"], answer=answer, **about))
+            skill = row["skill"]
+            found.append(
+                _record("answer", messages, clips, tokens, interleave, skill, answer=answer, views=views, **about)
+            )
     return found
 
 
@@ -136,21 +152,38 @@ def fits(tokens: VITATokens, answer: str, codes: list[int], interleave: tuple[in
 
 def _record(
     task: Task, messages: list[Message], clips: list[list[int]], tokens: VITATokens, interleave: tuple[int, ...],
-    skill: str, *, speaker: str, heard: str, answer: str,
+    skill: str, *, speaker: str, heard: str, answer: str, views: tuple[np.ndarray, ...] = (),
 ) -> Record:  # fmt: skip
     ids, labels = tokens.record(messages, clips, interleave)
     first = next(i for i, label in enumerate(labels) if label >= 0)
-    return Record(task, ids, labels, skill, speaker, heard, answer, ids[:first])
+    return Record(task, ids, labels, skill, speaker, heard, answer, ids[:first], views)
 
 
-def batch(chosen: list[Record], tokens: VITATokens, random: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
-    """Padded ids and labels (B, T); a share ``noise`` of the speech tokens that are heard is put wrong, doubled or left
-    out, as unknown voices do."""
+@dataclass(frozen=True)
+class Disturbance:
+    """What befalls the speech tokens that are heard, as with unknown voices: a share ``noise`` is put wrong, doubled or
+    left out, and a share ``blur`` becomes one of the ``near`` (codes, n) codes most like it."""
+
+    noise: float
+    blur: float = 0.0
+    near: np.ndarray | None = None
+
+
+def nearest_codes(tokenizer: GLM4Tokenizer, count: int = 4) -> np.ndarray:
+    """The ``count`` rows of the codebook next to each row: (codes, count)."""
+    rows = tokenizer.codebook.weight.detach().float().cpu()
+    return torch.cdist(rows, rows).argsort(1)[:, 1 : count + 1].numpy()
+
+
+def batch(
+    chosen: list[Record], tokens: VITATokens, random: np.random.Generator, disturbance: Disturbance | None = None
+) -> tuple[Tensor, Tensor]:
+    """Padded ids and labels (B, T). With a disturbance any of a record's views may be heard."""
     rows, wanted = [], []
     for record in chosen:
         ids, labels = record.ids, record.labels
-        if noise and record.task != "speak":
-            ids, labels = _disturbed(record, tokens, random, noise)
+        if disturbance is not None and record.task != "speak":
+            ids, labels = _disturbed(record, tokens, random, disturbance)
         rows.append(torch.tensor(ids))
         wanted.append(torch.tensor(labels))
     pad = torch.nn.utils.rnn.pad_sequence
@@ -158,16 +191,21 @@ def batch(chosen: list[Record], tokens: VITATokens, random: np.random.Generator,
 
 
 def _disturbed(
-    record: Record, tokens: VITATokens, random: np.random.Generator, noise: float
+    record: Record, tokens: VITATokens, random: np.random.Generator, disturbance: Disturbance
 ) -> tuple[list[int], list[int]]:
-    ids: list[int] = []
-    for token in record.prompt:
-        draw = random.random()
-        if tokens.code(token) is None or draw >= noise:
-            ids.append(token)
-        elif draw < 0.5 * noise:
-            ids.append(tokens.first_code + int(random.integers(tokens.codes)))
-        elif draw < 0.75 * noise:
-            ids += [token, token]
+    noise, prompt = disturbance.noise, np.array(record.prompt)
+    places = np.flatnonzero((prompt >= tokens.first_code) & (prompt < tokens.first_code + tokens.codes))
+    first, end = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+    view = int(random.integers(1 + len(record.views)))
+    codes = record.views[view - 1].astype(np.int64) if view else prompt[first:end] - tokens.first_code
+    if disturbance.near is not None and disturbance.blur:
+        place = random.integers(disturbance.near.shape[1], size=len(codes))
+        codes = np.where(random.random(len(codes)) < disturbance.blur, disturbance.near[codes, place], codes)
+    heard = codes + tokens.first_code
+    draw = random.random(len(heard))
+    wrong = tokens.first_code + random.integers(tokens.codes, size=len(heard))
+    heard = np.where(draw < 0.5 * noise, wrong, heard)
+    times = np.where(draw < 0.5 * noise, 1, np.where(draw < 0.75 * noise, 2, np.where(draw < noise, 0, 1)))
+    ids = [*record.prompt[:first], *np.repeat(heard, times).tolist(), *record.prompt[end:]]
     answer = record.ids[len(record.prompt) :]
     return ids + answer, [-100] * len(ids) + record.labels[len(record.prompt) :]

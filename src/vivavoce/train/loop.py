@@ -282,8 +282,8 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
         for number, parameter in enumerate(_parameters(optimizer)):
             prefix = f"optimizer.{number}."
             state = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
-            if state:
-                optimizer.state[parameter] = state
+            if state:  # the step counter stays with the processor, as the optimizer keeps it
+                optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
     return step
 
 

@@ -1,4 +1,5 @@
-"""Recorded utterances on disk as recipes write them, and batches of similar length drawn from a seed.
+"""Recorded utterances on disk as recipes write them, batches of similar length drawn from a seed, and what makes one
+utterance sound like several.
 
 A set is a folder with ``waves.i16`` (16 kHz mono, int16 little-endian, one utterance after the other) and
 ``index.jsonl`` (one object an utterance: ``offset`` and ``samples`` in samples, ``text``, ``split``, ...).
@@ -8,16 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vivavoce.errors import ConfigError
 
 SAMPLE_RATE = 16_000
+Made = TypeVar("Made")
 
 
 class Utterances:
@@ -51,6 +55,31 @@ def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Waves (S,) to (B, S) and their lengths (B,)."""
     lengths = torch.tensor([len(wave) for wave in waves])
     return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths
+
+
+def vary(wave: Tensor, lengths: Tensor, spread: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Padded waves (B, S) and lengths (B,) at another speed (up to ``spread`` slower or quicker, the pitch with it, one
+    for all rows), and each row at a random level (8 dB either way) with a little noise."""
+    speed = 1 - spread + 2 * spread * float(torch.rand(()))
+    wave = F.interpolate(wave[:, None], size=max(1, round(wave.shape[1] / speed)), mode="linear")[:, 0]
+    lengths = (lengths / speed).long().clamp(1, wave.shape[1])
+    gain = 10 ** ((torch.rand(len(wave), 1, device=wave.device) * 16 - 8) / 20)
+    noise = torch.randn_like(wave) * 10 ** (-2.2 - 2 * torch.rand(len(wave), 1, device=wave.device))
+    return (wave * gain + noise).clamp(-1, 1), lengths
+
+
+class Ahead(Generic[Made]):
+    """What ``make`` gives for a step; that of the next step is made in a thread meanwhile."""
+
+    def __init__(self, make: Callable[[int], Made]):
+        self._make, self._pool = make, ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[Made]] | None = None
+
+    def __getitem__(self, step: int) -> Made:
+        ready, self._next = self._next, None
+        made = ready[1].result() if ready is not None and ready[0] == step else self._make(step)
+        self._next = step + 1, self._pool.submit(self._make, step + 1)
+        return made
 
 
 class Batches:
