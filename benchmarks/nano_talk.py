@@ -5,9 +5,11 @@ the answers sound like; the four modes side by side; and the codec alone.
     python -m benchmarks.nano_talk heads --corpus ~/viva-runs/corpus
     python -m benchmarks.nano_talk codec --corpus ~/viva-runs/corpus
     python -m benchmarks.nano_talk latency --corpus ~/viva-runs/corpus
+    python -m benchmarks.nano_talk runs --corpus ~/viva-runs/corpus --runs RUN,TOKENIZER RUN,TOKENIZER
 
-The corpus is that of the recipe spoken_corpus; none of its test splits is used in training. Intervals are 95 %, from
-resampling the utterances.
+``runs`` compares runs of the recipe vita_audio by what they write, whole recordings given at once: for ablations, which
+need no decoder. The corpus is that of the recipe spoken_corpus; none of its test splits is used in training. Intervals
+are 95 %, from resampling the utterances.
 """
 
 from __future__ import annotations
@@ -25,9 +27,20 @@ import numpy as np
 import torch
 
 from vivavoce.align.edit_distance import edits
+from vivavoce.config import from_dict
+from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig
+from vivavoce.dialogue.vita_audio_prompts import (
+    INTERLEAVES,
+    VITATokens,
+    answer_prompt,
+    transcribe_prompt,
+)
 from vivavoce.dialogue.vita_audio_session import SpeechOut, VITAAudioParts, VITAAudioSession
 from vivavoce.recipes.spoken_domain import answer_to
-from vivavoce.recipes.vita_audio_records import Corpus, batch, records
+from vivavoce.recipes.vita_audio import answer
+from vivavoce.recipes.vita_audio_records import Corpus, batch, make_tokenizer, records
+from vivavoce.train.codes import read_tokenizer
+from vivavoce.train.loop import ABOUT, restore
 from vivavoce.train.utterances import Utterances
 from vivavoce.vita_audio_verbs import converse, open_speech_model
 
@@ -118,6 +131,35 @@ def tasks(parts: VITAAudioParts, corpus: Path, limit: int, modes: Iterable[str],
                 print(f"   words of the sound that agree with the text % {told(agreed)}", flush=True)
     if out is not None:
         out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+@torch.inference_mode()
+def runs(pairs: Sequence[tuple[Path, Path]], corpus: Path, limit: int) -> None:
+    """Transcription and answers as text of runs (folder of the run, of its tokenizer), by the backbone alone."""
+    for run_folder, tokenizer_folder in pairs:
+        tokenizer = read_tokenizer(tokenizer_folder).eval()
+        tokens = VITATokens(make_tokenizer(tokenizer.config.codes))
+        settings = json.loads((run_folder / ABOUT).read_text("utf-8"))["settings"]
+        net = VITAAudio(from_dict(VITAAudioConfig, settings["config"])).eval()
+        step = restore(run_folder, net)
+        for name, (part, chosen) in test_sets(corpus, limit).items():
+            heard, right = [], []
+            for number in chosen:
+                row = part.rows[number]
+                codes = tokenizer(part.wave(number)[None]).values[0, 0].tolist()
+                written = {}
+                for task, messages in (("transcribe", transcribe_prompt()), ("answer", answer_prompt())):
+                    prompt = tokens.prompt(messages, [codes])
+                    speaking = task == "answer"
+                    written[task], _ = answer(net, tokens, prompt, "vanilla", INTERLEAVES["boost"], speaking, 120)
+                words = row["text"].split()
+                heard.append((edits(written["transcribe"].split(), words), len(words)))
+                if row.get("answer"):
+                    right.append((float(written["answer"] == row["answer"]), 1))
+            print(
+                f"{run_folder.name} ({step} steps), {name}: transcription, word error % {told(heard)}, answers right % "
+                f"{told(right)} ({len(chosen)} utterances)", flush=True,
+            )  # fmt: skip
 
 
 def spoken_agreement(sounds: list[tuple[torch.Tensor, str]], rate: int) -> list[tuple[float, float]]:
@@ -265,15 +307,20 @@ def latency(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tasks", "heads", "codec", "latency"))
+    parser.add_argument("what", choices=("tasks", "heads", "codec", "latency", "runs"))
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--model", default="nano-talk")
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--judge", type=int, default=60, help="answers a set and mode that Whisper base listens to")
+    parser.add_argument("--runs", nargs="*", default=[], metavar="RUN,TOKENIZER")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.what == "runs":
+        folders = [tuple(Path(folder).expanduser() for folder in pair.split(",")) for pair in args.runs]
+        runs([(run_folder, tokenizer) for run_folder, tokenizer in folders], args.corpus.expanduser(), args.limit)
+        return
     parts, began = open_speech_model(args.model), time.perf_counter()
     if args.what == "tasks":
         tasks(parts, args.corpus.expanduser(), args.limit, args.modes.split(","), args.judge, args.out)

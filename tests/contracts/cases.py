@@ -23,6 +23,7 @@ from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer, GLM4TokenizerConfig
 from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig
+from vivavoce.dialogue.vita_audio_plus import VITAAudioPlus, VITAAudioPlusConfig
 from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.nn.hifigan import HiFiGAN, HiFiGANConfig
 from vivavoce.tts.vits import VITS, VITSConfig
@@ -216,6 +217,22 @@ def _vita_audio() -> Stream:
                   grows=True)  # fmt: skip
 
 
+def _vita_audio_plus() -> Stream:
+    """The backbone without sound; with it, see tests/dialogue/test_vita_audio_plus.py."""
+    model = randomised(VITAAudioPlus(replace(VITAAudioPlusConfig.tiny(), model=VITAAudioConfig.tiny().with_modules(0))))
+    assert isinstance(model, VITAAudioPlus)
+
+    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        hidden, state = model.step(tokens, state)
+        return model.logits(hidden), state
+
+    def draw(batch: int, ticks: int, seed: int) -> Tensor:
+        return torch.randint(61, (batch, ticks), generator=torch.Generator().manual_seed(seed))
+
+    return Stream(model, draw, model.init_state, step, None, lambda tokens: model.logits(model(tokens)[0]),
+                  grows=True)  # fmt: skip
+
+
 STREAMS: dict[str, Callable[[], Stream]] = {
     "silero": _silero,
     "hifigan": _hifigan,
@@ -224,6 +241,7 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "glm4_decoder": _glm4_decoder,
     "hift": _hift,
     "vita_audio": _vita_audio,
+    "vita_audio_plus": _vita_audio_plus,
     "llama": _llama,
     "whisper": _whisper,
 }
@@ -244,7 +262,11 @@ def layouts() -> Iterator[tuple[str, Layout, Callable[[], nn.Module]]]:
     for row in CATALOGUE:
         for name, path in row.layouts.items():
             table = reference(path)
-            if row.stem == "vita_audio":
+            if row.stem == "vita_audio_plus":
+                decoder = VITAAudioConfig.tiny().decoder
+                table = table(decoder.n_heads, decoder.n_kv_heads, decoder.n_layers, 3)
+                yield f"{row.stem}, {name}", table, lambda: tiny("vita_audio_plus")
+            elif row.stem == "vita_audio":
                 decoder = VITAAudioConfig.tiny().decoder
                 table = table(decoder.n_heads, decoder.n_kv_heads, decoder.n_layers, 3)
                 yield f"{row.stem}, {name}", table, lambda: tiny("vita_audio")

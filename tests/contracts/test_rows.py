@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tests.contracts.cases import noise, tiny
 from vivavoce import api
 from vivavoce.asr import Recognizer, Transcript
+from vivavoce.asr.sensevoice import SenseVoice
 from vivavoce.asr.whisper import Whisper
 from vivavoce.catalogue import CATALOGUE, System, reference
 from vivavoce.checkpoints.native import build, open_native, save_native
@@ -24,6 +25,7 @@ from vivavoce.config import from_dict, to_dict
 from vivavoce.detect import Detector
 from vivavoce.detect.silero import Silero
 from vivavoce.dialogue.vita_audio import VITAAudio
+from vivavoce.dialogue.vita_audio_plus import Sound, VITAAudioPlus
 from vivavoce.errors import ConfigError
 from vivavoce.lm import TokenModel
 from vivavoce.lm.llama import Llama
@@ -38,6 +40,9 @@ every_row = pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.stem)
 # Parameters of published sizes. Whisper: positions counted, tied embeddings once, and without the key biases that the
 # paper's model does not have (ours keeps zeros there, so that query, key and value are one matrix).
 SIZES = {
+    ("sensevoice", "small"): 233_999_167,
+    ("vita_audio_plus", "vanilla"): 7_979_042_111,
+    ("vita_audio_plus", "boost"): 10_566_592_831,
     ("whisper", "tiny"): 37_760_640,
     ("whisper", "tiny.en"): 37_760_256,
     ("whisper", "base"): 72_593_920,
@@ -205,6 +210,20 @@ def _loss(model: nn.Module) -> Tensor:
         tokens = torch.arange(40).view(2, 20)
         terms = model.loss_terms(tokens, tokens)
         return terms["main"] + terms["modules"].sum()
+    if isinstance(model, SenseVoice):
+        tokens = torch.arange(14).view(2, 7) + 1
+        terms = model.loss_terms(noise(2, 4000), torch.tensor([4000, 3500]), tokens, torch.tensor([7, 6]))
+        return terms["labels"] + terms["text"]
+    if isinstance(model, VITAAudioPlus):
+        clips = torch.cat(model.hear(noise(2, 2000)))
+        tokens = torch.arange(60).view(2, 30)
+        states = model(tokens, Sound(torch.arange(30).expand(2, -1) < len(clips) // 2, clips))
+        unused = model.hearing.head(noise(1, 24)).square().mean()
+        return (
+            unused
+            + sum(model.logits(x[:, 4:]).logsumexp(-1).mean() for x in states)
+            + model.logits(states[-1]).square().mean()
+        )
     if isinstance(model, GLM4Tokenizer):
         pooled = model.features(noise(2, 20, 96))
         return (pooled[:, :, None] - model.codebook.weight).square().mean() + pooled.mean()

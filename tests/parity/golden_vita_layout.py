@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.parity import golden_glm4_decoder
+from tests.parity import golden_glm4_decoder, golden_sensevoice
 from vivavoce.checkpoints.layouts import glm4_tokenizer, hift
 from vivavoce.checkpoints.layouts.vita_audio import transformers
 from vivavoce.checkpoints.rules import Layout, import_weights
@@ -29,7 +29,7 @@ def check(folder: Path) -> dict[str, float]:
     tokenizer = folder / "glm4_voice_tokenizer.json"
     errors["tokenizer"] = _fits(tokenizer, glm4_tokenizer.TRANSFORMERS, lambda: GLM4Tokenizer(GLM4TokenizerConfig()))
     errors["hift"] = _fits(folder / "glm4_voice_hift.json", hift.PUBLISHED, lambda: HiFT(HiFTConfig.published()))
-    return errors
+    return errors | golden_sensevoice.plus_names(folder)
 
 
 def _fits(path: Path, layout: Layout, make: Callable[[], nn.Module]) -> float:

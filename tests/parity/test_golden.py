@@ -23,6 +23,7 @@ ADAPTERS = {
     "hifigan": "golden_hifigan",
     "glm4_voice_tokenizer": "golden_glm4_tokenizer",
     "glm4_voice_decoder": "golden_glm4_decoder",
+    "sensevoice": "golden_sensevoice",
     "vita_audio": "golden_vita_audio",
     "vita_layout": "golden_vita_layout",
     "vita_tokenizer": "golden_vita_audio",

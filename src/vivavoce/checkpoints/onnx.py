@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.checkpoints.binary import MAX_RANK, Cursor, LazyTensors, damaged, element_count, map_file
+from vivavoce.checkpoints.protobuf import fields
 from vivavoce.errors import CheckpointError
 
 MAX_DEPTH = 8
@@ -85,7 +86,7 @@ class _Graph:
 
     def fields(self, cursor: Cursor) -> Iterator[tuple[int, memoryview | int]]:
         """The fields of one message, counted."""
-        for found in _fields(cursor):
+        for found in fields(cursor):
             self.n_fields += 1
             if self.n_fields > MAX_FIELDS:
                 raise damaged(cursor.path, "it has too many parts")
@@ -117,31 +118,7 @@ def open_onnx(path: Path) -> OnnxFile:
     return OnnxFile(path, _named(graph), graph)
 
 
-# ---------------------------------------------------------------------------------------------------- wire format
-
-
-def _varint(cursor: Cursor) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = cursor.take(1)[0]
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value & (1 << 64) - 1
-    raise damaged(cursor.path, "a number is too long")
-
-
-def _fields(cursor: Cursor) -> Iterator[tuple[int, memoryview | int]]:
-    """(field number, value) pairs of one message; fixed-size values come as their bytes."""
-    while cursor.left:
-        number, wire = divmod(_varint(cursor), 8)
-        if wire == 0:
-            yield number, _varint(cursor)
-        elif wire == 2:
-            yield number, cursor.take(_varint(cursor))
-        elif wire in (1, 5):
-            yield number, cursor.take(8 if wire == 1 else 4)
-        else:
-            raise damaged(cursor.path, f"the wire type {wire} is unknown")
+# ---------------------------------------------------------------------------------------------------- values
 
 
 def _inside(value: memoryview | int, path: Path) -> Cursor:

@@ -1,7 +1,11 @@
-"""VITA-Audio's published layout: Qwen2 keys, the modules' decoder layers counted on behind the backbone's."""
+"""VITA-Audio's published layouts: Qwen2 keys, the modules' decoder layers counted on behind the backbone's; in the Plus
+checkpoints a SenseVoice and a projection beside them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from vivavoce.checkpoints.layouts import sensevoice
 from vivavoce.checkpoints.rules import Join, Layout, Row
 
 
@@ -20,6 +24,20 @@ def transformers(n_heads: int, n_kv_heads: int, n_layers: int = 1, n_modules: in
         ]
     signature = ("model.embed_tokens.weight", "lm_head.weight", *(("mtp_projs.0.weight",) if n_modules else ()))
     return Layout("vita_audio, transformers", signature, tuple(rows))
+
+
+def plus(n_heads: int, n_kv_heads: int, n_layers: int = 1, n_modules: int = 0) -> Layout:
+    """The same of a VITA-Audio-Plus, which hears by SenseVoice; the statistics of its features lie in ``am.mvn``."""
+    plain = transformers(n_heads, n_kv_heads, n_layers, n_modules)
+    rows = (
+        *(replace(row, ours=tuple(f"model.{name}" for name in row.own)) for row in plain.rows),
+        *sensevoice.rows("model.audio_model.model.", "hearing."),
+        Row("model.audio_projection.pre_proj_layernorm.{w}", "projector.norm.{w}"),
+        Row("model.audio_projection.mlp.0.weight", "projector.inner.weight"),
+        Row("model.audio_projection.mlp.2.weight", "projector.out.weight"),
+    )
+    signature = (*plain.signature, "model.audio_projection.mlp.0.weight", "model.audio_model.model.embed.weight")
+    return Layout("vita_audio_plus, transformers", signature, rows)
 
 
 def _layer(theirs: str, ours: str, n_heads: int, n_kv_heads: int) -> list[Row]:
