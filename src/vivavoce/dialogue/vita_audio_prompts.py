@@ -9,6 +9,7 @@ block of 10, and the last pair for ever.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -104,11 +105,13 @@ class VITATokens:
         return ids + self.open("assistant")
 
     def record(
-        self, messages: Sequence[Message], clips: Sequence[Sequence[int]], interleave: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
+        self, messages: Sequence[Message], clips: Sequence[Sequence[int]], interleave: Sequence[int], *,
+        even: bool = False,
+    ) -> tuple[list[int], list[int]]:  # fmt: skip
         """A training record: token ids, and labels that are -100 outside what the assistant says.
 
-        A spoken answer to a request for speech is preceded by its text; an answer's clip is spread over it.
+        A spoken answer to a request for speech is preceded by its text; an answer's clip is spread over it by
+        :meth:`interleaved`.
         """
         left, ids, labels = list(clips), list[int](), list[int]()
         for number, message in enumerate(messages):
@@ -123,16 +126,26 @@ class VITATokens:
                 said = asked.removeprefix(SPEAK) + said
             answer = text = self.tokenizer.encode(said)
             if CLIP in message.content:
-                answer = self.interleaved(text, left.pop(0), interleave)
+                answer = self.interleaved(text, left.pop(0), interleave, even=even)
             part = [*answer, *self.close()]
             ids, labels = ids + head + part, labels + [-100] * len(head) + part
         return ids, labels
 
-    def interleaved(self, text: Sequence[int], codes: Sequence[int], interleave: Sequence[int]) -> list[int]:
+    def interleaved(
+        self, text: Sequence[int], codes: Sequence[int], interleave: Sequence[int], *, even: bool = False
+    ) -> list[int]:
         """Text tokens and codes in turns. The shorter of the two decides how many turns there are; what is left of the
-        other joins the last."""
+        other joins the last.
+
+        ``even``: no turn of text grows, as answers that are written by a grammar need it. Where there is more text than
+        speech, the codes behind the first block are spread over the turns.
+        """
         texts = _cut(text, [interleave[i] for i in range(0, len(interleave), 2)])
         blocks = _cut(codes, [interleave[i] - 2 for i in range(1, len(interleave), 2)])
+        if even and len(blocks) < len(texts) <= len(codes):
+            first, rest = min(interleave[1] - 2, len(codes) - len(texts) + 1), len(texts) - 1
+            ends = [first + (len(codes) - first) * turn // rest for turn in range(rest + 1)]
+            blocks = [list(codes[:first]), *(list(codes[a:b]) for a, b in itertools.pairwise(ends))]
         turns = min(len(texts), len(blocks))
         if turns == 0:
             return list(text) or self.clip(codes)

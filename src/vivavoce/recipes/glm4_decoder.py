@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.audio.mel import mel_spectrum
-from vivavoce.checkpoints.native import save_native
+from vivavoce.checkpoints.native import open_native, save_native
 from vivavoce.codecs.glm4_decoder import GLM4Decoder, GLM4DecoderConfig, time_noise
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
 from vivavoce.config import to_dict
@@ -44,7 +44,7 @@ class DecoderRecipe:
     def __init__(
         self, corpus: Path, tokenizer: GLM4Tokenizer, config: GLM4DecoderConfig, *, seed: int = 0,
         schedule: Schedule | None = None, budget: int = 640, rate: float = 1.5e-3,
-        report: Report | None = None, device: torch.device | None = None,
+        before: Path | None = None, report: Report | None = None, device: torch.device | None = None,
     ):  # fmt: skip
         self.device = device or torch.device("cpu")
         self.seed, self.rate, self.budget, self.config = seed, rate, budget, config
@@ -60,6 +60,8 @@ class DecoderRecipe:
         torch.manual_seed(seed)
         self.pieces = Ahead(self._pieces)
         self.model: nn.Module = GLM4Decoder(config).to(self.device)
+        if before is not None:
+            self.model.load_state_dict(open_native(before).tensors())
 
     @property
     def net(self) -> GLM4Decoder:
@@ -150,11 +152,15 @@ def padded(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``tokenizer``: the folder of the finished tokenizer. ``budget``: codes to a step, padding counted."""
+    """``tokenizer``: the folder of the finished tokenizer. ``budget``: codes to a step, padding counted. ``before``: the
+    model folder of a decoder to go on from. ``lookahead``: codes heard before one is made.
+    """
 
     name: ClassVar[str] = "glm4_decoder"
     size: Literal["nano", "tiny"] = "nano"
     tokenizer: str = "~/viva-runs/glm4_tokenizer/model"
+    before: str = ""
+    lookahead: int = 2
     steps: int = 6000
     budget: int = 640
     rate: float = 1.5e-3
@@ -173,8 +179,9 @@ def open(
         steps=options.steps, evaluate_every=options.evaluate_every, save_every=options.save_every, log_every=50
     )
     return DecoderRecipe(
-        corpus, tokenizer, replace(config, vocab_size=tokenizer.config.codes), seed=options.seed, schedule=schedule,
-        budget=options.budget, rate=options.rate, report=report, device=device,
+        corpus, tokenizer, replace(config, vocab_size=tokenizer.config.codes, lookahead=options.lookahead),
+        seed=options.seed, schedule=schedule, budget=options.budget, rate=options.rate,
+        before=Path(options.before).expanduser() if options.before else None, report=report, device=device,
     )  # fmt: skip
 
 

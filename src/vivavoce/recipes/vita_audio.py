@@ -69,7 +69,8 @@ class VITAAudioRecipe:
 
     def __init__(
         self, corpus: Path, tokenizer: GLM4Tokenizer, tokens: VITATokens, config: VITAAudioConfig, stage: Stage, *,
-        before: Path | None = None, sets: tuple[str, ...] = ("teacher", "questions", "digits"), seed: int = 0,
+        before: Path | None = None, sets: tuple[str, ...] = ("teacher", "questions", "digits"),
+        splits: tuple[str, ...] = ("train",), seed: int = 0,
         budget: int = 3000, noise: float = 0.04, blur: float = 0.0, views: int = 1, written: int = 40,
         schedule: Schedule | None = None, report: Report | None = None, device: torch.device | None = None,
     ):  # fmt: skip
@@ -78,7 +79,7 @@ class VITAAudioRecipe:
         self.noise, self.blur, self.budget, self.views, self.written = noise, blur, budget, views, written
         self.disturbance = Disturbance(noise, blur, nearest_codes(tokenizer))
         self.schedule = schedule or Schedule(steps=stage.steps, evaluate_every=500, save_every=100, log_every=50)
-        self.tokens, self.sets, self.interleave = tokens, sets, INTERLEAVES["boost"]
+        self.tokens, self.sets, self.splits, self.interleave = tokens, sets, splits, INTERLEAVES["boost"]
         self.config = config.with_modules(stage.modules)
         self.codes_of = fingerprint(tokenizer)
         torch.manual_seed(seed)
@@ -95,8 +96,10 @@ class VITAAudioRecipe:
         self.model.to(self.device)
         wanted = tuple(dict.fromkeys(("teacher", *sets)))
         known = Corpus(corpus, tokenizer.to(self.device), wanted, report, views)
-        self.records = [r for name in sets for r in records(known, tokens, name, "train", self.interleave)]
-        self.dev = {name: records(known, tokens, name, "dev", self.interleave)[:400] for name in sets}
+        # the answering voice keeps its test sentences to itself, whatever the askers' splits are
+        learned = {name: ("train",) if name == "teacher" else splits for name in sets}
+        self.records = [r for name in sets for r in records(known, tokens, name, learned[name], self.interleave)]
+        self.dev = {name: records(known, tokens, name, ("dev",), self.interleave)[:400] for name in sets}
         self.order = shares(self.records, seed)
         sizes = [len(self.records[i].ids) for i in self.order]
         self.batches = Batches(sizes, budget, seed)
@@ -108,7 +111,8 @@ class VITAAudioRecipe:
         return self.model
 
     def settings(self) -> Mapping[str, Any]:
-        return {"config": to_dict(self.config), "stage": vars(self.stage), "sets": self.sets, "noise": self.noise,
+        return {"config": to_dict(self.config), "stage": vars(self.stage), "sets": self.sets,
+                "splits": self.splits, "noise": self.noise,
                 "blur": self.blur, "budget": self.budget, "views": self.views, "steps": self.schedule.steps,
                 "tokenizer": self.codes_of}  # fmt: skip
 
@@ -230,7 +234,8 @@ def nano_config(vocab_size: int) -> VITAAudioConfig:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """``stage``: 1 align, 2 one module, 3 ten modules, 4 joint; each goes on from the run ``before`` (default: the
-    stage before, where the verb puts it). ``tokenizer``: the folder of the finished tokenizer. ``sets``: of the corpus.
+    stage before, where the verb puts it). ``tokenizer``: the folder of the finished tokenizer. ``sets``: of the corpus,
+    ``splits``: of those that ask.
     ``steps``: 0 for the stage's own number. ``rates``: factor on its learning rates. ``budget``: tokens to a step,
     padding counted. ``noise``: share of the heard speech tokens that are disturbed, ``blur``: share of them
     that become one of the four nearest. ``views``: how many times what is
@@ -242,6 +247,7 @@ class Options:
     before: str = ""
     tokenizer: str = "~/viva-runs/glm4_tokenizer/model"
     sets: tuple[str, ...] = ("teacher", "questions", "digits")
+    splits: tuple[str, ...] = ("train",)
     steps: int = 0
     rates: float = 1.0
     budget: int = 3000
@@ -277,7 +283,8 @@ def open(
     )  # fmt: skip
     return VITAAudioRecipe(
         corpus, tokenizer, tokens, size(vocabulary_size(tokens)), stage,
-        before=Path(before).expanduser() if before else None, sets=options.sets, seed=options.seed,
+        before=Path(before).expanduser() if before else None, sets=options.sets, splits=options.splits,
+        seed=options.seed,
         budget=options.budget, noise=options.noise, blur=options.blur, views=options.views, written=options.written,
         schedule=schedule, report=report, device=device,
     )  # fmt: skip

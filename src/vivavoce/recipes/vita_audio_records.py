@@ -19,7 +19,6 @@ from torch import Tensor
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
 from vivavoce.dialogue.vita_audio_prompts import (
     CLIP,
-    INTERLEAVES,
     LUKE,
     SPEAK,
     TRANSCRIBE,
@@ -110,12 +109,12 @@ class Corpus:
 
 
 def records(
-    corpus: Corpus, tokens: VITATokens, name: str, split: str, interleave: tuple[int, ...],
+    corpus: Corpus, tokens: VITATokens, name: str, splits: tuple[str, ...], interleave: tuple[int, ...],
     tasks: tuple[Task, ...] = ("answer", "transcribe", "speak"),
 ) -> list[Record]:  # fmt: skip
-    """The records of one set and split, in the order of the set, task by task."""
+    """The records of one set and some of its splits, in the order of the set, task by task."""
     found, coded = list[Record](), corpus.sets[name]
-    for number in coded.corpus.select(split):
+    for number in (number for split in splits for number in coded.corpus.select(split)):
         row, codes = coded.corpus.rows[number], coded.of(number).tolist()
         views = tuple(coded.of(number, view) for view in range(1, coded.views))
         text, answer = row.get("text") or "", row.get("answer")
@@ -131,7 +130,7 @@ def records(
             found.append(
                 _record("transcribe", messages, [codes], tokens, interleave, skill, answer=text, views=views, **about)
             )
-        if "answer" in tasks and answer and answer in corpus.spoken and fits(tokens, answer, corpus.spoken[answer]):
+        if "answer" in tasks and answer and answer in corpus.spoken:
             messages = [*answer_prompt(), Message("assistant", f"{answer}\n{CLIP}")]
             clips = [codes, corpus.spoken[answer]]
             skill = row["skill"]
@@ -141,20 +140,11 @@ def records(
     return found
 
 
-def fits(tokens: VITATokens, answer: str, codes: list[int], interleave: tuple[int, ...] = INTERLEAVES["boost"]) -> bool:
-    """Whether text and speech of an answer end together: text left over would join the last turn and make it longer
-    than any turn may be when answers are written by grammar. Two answers in a hundred are too quick for their text."""
-    first, later = interleave[0], interleave[2]
-    turns = 1 + max(0, -(-(len(tokens.tokenizer.encode(f"{answer}\n")) - first) // later))
-    blocks = 1 + max(0, -(-(len(codes) - interleave[1] + 2) // (interleave[3] - 2)))
-    return turns <= blocks
-
-
 def _record(
     task: Task, messages: list[Message], clips: list[list[int]], tokens: VITATokens, interleave: tuple[int, ...],
     skill: str, *, speaker: str, heard: str, answer: str, views: tuple[np.ndarray, ...] = (),
 ) -> Record:  # fmt: skip
-    ids, labels = tokens.record(messages, clips, interleave)
+    ids, labels = tokens.record(messages, clips, interleave, even=True)
     first = next(i for i, label in enumerate(labels) if label >= 0)
     return Record(task, ids, labels, skill, speaker, heard, answer, ids[:first], views)
 
