@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.own_records import write_records, write_talk
 from tests.spoken import write_corpus
 from vivavoce import talking
 from vivavoce.checkpoints import store
@@ -60,6 +61,8 @@ NOT_RUN = {
     "viva rm": "would remove weights from the cache",
     "ffmpeg": "needs another program",
     "viva train": "takes hours",
+    "tuned/model": "is run by tests/cli/test_finetune.py: the model is not one of those in the cache",
+    "torchrun": "is run by tests/train/test_parallel.py",
     "~/viva-runs/talk": "needs a model that somebody trained",
     "nano_talk": "needs parts that somebody trained",
 }
@@ -115,6 +118,13 @@ def desk_of(folder: Path, seconds: float | None = None) -> None:
     write_corpus(folder / "corpus")
 
 
+def records_of(page: Path, folder: Path) -> None:
+    """The records and the model that a page about tuning speaks of."""
+    if "data.jsonl" in page.read_text("utf-8"):
+        write_records(folder)
+        write_talk(folder / "talk", modules=3)
+
+
 def run(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> tuple[int, str]:
@@ -150,6 +160,7 @@ def run_page(page: Path, kinds: tuple[str, ...], monkeypatch, capsysbinary) -> N
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page: Path, desk: Path, monkeypatch, capsysbinary) -> None:
     desk_of(desk, seconds=0.4)
+    records_of(page, desk)
     run_page(page, ("", "error"), monkeypatch, capsysbinary)
 
 
@@ -160,6 +171,7 @@ def test_commands_run_with_published_weights(page: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VIVA_TEXT_MODEL", "smollm2-135m-instruct")  # the smallest: this is about the commands
     desk_of(tmp_path)
+    records_of(page, tmp_path)
     run_page(page, ("", "weights"), monkeypatch, capsysbinary)
 
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from vivavoce import vita_audio_verbs
 from vivavoce.asr import Segment, Transcript
+from vivavoce.asr.sensevoice import SenseVoice
+from vivavoce.asr.sensevoice_files import import_sensevoice
 from vivavoce.asr.whisper import SAMPLE_RATE, Whisper, WhisperConfig
 from vivavoce.asr.whisper_files import load_published, reads_the_window
 from vivavoce.asr.whisper_recognizer import WhisperRecognizer, join_text
@@ -43,6 +45,8 @@ from vivavoce.conversions import convert
 from vivavoce.detect.silero import Silero, SileroConfig
 from vivavoce.dialogue.vita_audio import VITAAudio
 from vivavoce.dialogue.vita_audio_files import import_vita_audio
+from vivavoce.dialogue.vita_audio_plus import VITAAudioPlus
+from vivavoce.dialogue.vita_audio_plus_files import import_vita_audio_plus
 from vivavoce.errors import AudioError, CheckpointError, ConfigError, MissingWeightsError, UnknownNameError, nearest
 from vivavoce.inspection import CONFIG, doctor, find_device, find_layout, inspect, is_native, set_threads
 from vivavoce.lm.llama import Llama, LlamaConfig
@@ -70,6 +74,11 @@ TRAINED = {
     "glm4_decoder": (GLM4Decoder, GLM4DecoderConfig),
     "hift": (HiFT, HiFTConfig),
 }  # parts that recipes leave as folders
+PUBLISHED: dict[str, tuple[type[nn.Module], Callable[[Checkpoint], tuple[Any, dict[str, Tensor]]]]] = {
+    "vita_audio": (VITAAudio, import_vita_audio),
+    "vita_audio_plus": (VITAAudioPlus, import_vita_audio_plus),
+    "sensevoice": (SenseVoice, import_sensevoice),
+}  # networks without verbs
 PHONEMES = ("auto", "espeak", "lexicon")
 TASKS = ("transcribe", "translate")
 
@@ -338,9 +347,10 @@ def _from_published(path: Path, options: _Options) -> Any:
         config, tensors = choices.get(options.dtype or "", import_int8 if options.int8 else import_llama)(checkpoint)
         return TextModel(build(Llama, config, tensors).to(options.device), read_tokenizer(checkpoint)[0])
     options.no_parts()
-    if stem == "vita_audio":
-        config, tensors = import_vita_audio(checkpoint)
-        return build(VITAAudio, config, tensors).to(options.device)
+    if stem in PUBLISHED:
+        kind, read = PUBLISHED[stem]
+        config, tensors = read(checkpoint)
+        return build(kind, config, tensors).to(options.device)
     assert layout is not None
     kind, config = _bare(stem, checkpoint, layout)
     return _build_from(kind, config, layout, checkpoint).to(options.device)

@@ -211,11 +211,21 @@ def find_layout(checkpoint: Checkpoint) -> tuple[str, str, Layout | None]:
     """(stem, layout's name, its table) of published weights; the table is None where it depends on the head counts."""
     if checkpoint.format == "gguf":
         return "llama", "llama, GGUF", None
+    if not any(key.startswith("mtp_projs.") for key in checkpoint.tensors) and is_vita_audio(checkpoint):
+        return "vita_audio", "vita_audio, transformers", None  # without modules its names are those of a Qwen2
     tables = [(row.stem, reference(path)) for row in CATALOGUE for path in row.layouts.values()]
     told = [table if isinstance(table, Layout) else table(1, 1) for _, table in tables]  # for the signature alone
     layout = detect(checkpoint.tensors, told)
     stem, table = next(found for found, made in zip(tables, told, strict=True) if made is layout)
     return stem, layout.name, layout if table is layout else None
+
+
+def is_vita_audio(checkpoint: Checkpoint) -> bool:
+    """Whether the config.json beside the weights says that they are a plain VITA-Audio's."""
+    return (
+        "config.json" in checkpoint.files
+        and read_json(checkpoint.files["config.json"]).get("model_type") == "qwen2_mtp"
+    )
 
 
 def find_device(name: str | None) -> torch.device:

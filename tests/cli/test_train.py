@@ -101,7 +101,7 @@ def test_recipes_and_options_are_listed(viva) -> None:
     assert [row["name"] for row in rows(viva("--json")[1])[0]] == list(catalogue.RECIPES)
     for name, row in catalogue.RECIPES.items():
         listed = {found["name"]: found for found in rows(viva(name, "--options", "--json")[1])[0]}
-        assert {"size", "steps", "seed"} <= listed.keys()
+        assert {"steps", "seed"} <= listed.keys()
         defaults = [f"{key}={found['default']}" for key, found in listed.items()]
         assert catalogue.options(row, defaults) == catalogue.options_class(row)()
     out = viva("vita_audio", "--options")[1]

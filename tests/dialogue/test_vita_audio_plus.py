@@ -13,6 +13,7 @@ from tests.asr.test_sensevoice import write_statistics
 from tests.tiny import randomised, tokenizer
 from torch import Tensor
 
+import vivavoce
 from vivavoce.asr.sensevoice import SenseVoiceConfig
 from vivavoce.checkpoints.layouts.vita_audio import plus
 from vivavoce.checkpoints.read import open_checkpoint
@@ -228,9 +229,14 @@ def test_a_published_folder_is_read_and_written_back(tmp_path: Path):
     config, weights = import_vita_audio_plus(open_checkpoint(tmp_path))
     assert config == net.config and weights.keys() == net.state_dict().keys()
     assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
-    (tmp_path / "config.json").write_text(json.dumps(about | {"model_type": "qwen2_mtp"}))
-    with pytest.raises(CheckpointError, match="is not VITA-Audio-Plus's"):
-        import_vita_audio_plus(open_checkpoint(tmp_path))
+    assert isinstance(vivavoce.load(tmp_path), VITAAudioPlus)
+    for kind, said in (
+        ("qwen2_mtp", "that of a plain VITA-Audio but the weights"),
+        ("llama", "is not VITA-Audio-Plus's"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(about | {"model_type": kind}))
+        with pytest.raises(CheckpointError, match=said):
+            import_vita_audio_plus(open_checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("modules, size", [(0, 7_979_042_111), (10, 10_566_592_831)])

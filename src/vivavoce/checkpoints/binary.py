@@ -5,8 +5,10 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vivavoce.errors import CheckpointError
@@ -98,3 +100,13 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
+
+
+def owned(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> LazyTensors:
+    """The same tensors, each made anew: floats of ``dtype``, in memory of their own, so that no file stays mapped."""
+
+    def one(name: str) -> Tensor:
+        tensor = tensors[name]
+        return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    return LazyTensors({name: partial(one, name) for name in tensors})

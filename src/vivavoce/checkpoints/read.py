@@ -9,9 +9,10 @@ that refuses; this is the only place of the project that calls ``torch.load``.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ _WEIGHT_PATTERNS = (
     "*.jit",
     "*.bin",
 )
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin)")
+_CGROUPS = (  # the limit of a container, what it uses, and what of that could be let go: version 2, version 1
+    tuple(Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat")),
+    tuple(
+        Path("/sys/fs/cgroup/memory") / name
+        for name in ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    ),
+)
 _TRAINING_STATE = ("optim", "sched", "lr_sched", "scaler", "amp", "rng", "loops", "callbacks")
 
 
@@ -58,8 +67,8 @@ class Checkpoint:
     ``format`` is one of safetensors, torch, ctranslate2, gguf, onnx. ``tensors`` are lazy: each is read when asked for
     and not kept; for GGUF they are a :class:`~vivavoce.checkpoints.gguf.GGUFFile` and for ONNX an
     :class:`~vivavoce.checkpoints.onnx.OnnxFile`, which know more. ``metadata`` is what stands beside the tensors in the
-    file, ``files`` what lies beside it in its folder, and ``foreign`` the names of the globals that a pickle asked for
-    and did not get.
+    file, ``files`` what lies beside it in its folder, ``foreign`` the names of the globals that a pickle asked for and
+    did not get, and ``shards`` the weight files where ``path`` is their index.
     """
 
     format: str
@@ -68,6 +77,7 @@ class Checkpoint:
     metadata: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()
+    shards: tuple[Path, ...] = ()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -81,13 +91,54 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     together = given.is_dir() or opened.format == "ctranslate2"
     beside = sorted(file.parent.iterdir())[:SIDE_FILES] if together else [file]
     files = {item.name: item for item in beside if item.is_file() and item != file}
-    return Checkpoint(opened.format, file, opened.tensors, opened.metadata, files, opened.foreign)
+    return replace(opened, path=file, files=files)
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """A few words for messages: name, model type, format, number of tensors, bytes on disk. No weight is read."""
+    files = checkpoint.shards or (checkpoint.path,)
+    said = read_json(checkpoint.files["config.json"]).get("model_type") if "config.json" in checkpoint.files else None
+    form = f"{checkpoint.format} in {len(files)} shards" if checkpoint.shards else checkpoint.format
+    facts = [str(said)[:40]] if said else []
+    facts += [form, f"{len(checkpoint.tensors)} tensors", size_text(sum(file.stat().st_size for file in files))]
+    whole = checkpoint.path.name.startswith("model.")  # then the folder's name tells more
+    return f"{checkpoint.path.resolve().parent.name if whole else checkpoint.path.name} ({', '.join(facts)})"
+
+
+def size_text(size: int) -> str:
+    """Bytes for people to read, such as "20.6 GB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def free_memory() -> int | None:
+    """Bytes that can still be filled here, in the machine or in the container where that has less; None where the
+    system does not tell."""
+    free: list[int] = []
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):
+        pass
+    for limit, used, stat in _CGROUPS:
+        try:
+            rows = dict(line.split(" ", 1) for line in stat.read_text("ascii").splitlines())
+            cached = int(rows["inactive_file"]) + int(rows["active_file"])
+            free.append(int(limit.read_text("ascii")) - int(used.read_text("ascii")) + cached)
+        except (OSError, ValueError, KeyError):  # no such container, or one without a limit
+            continue
+    return max(0, min(free)) if free else None
 
 
 def _choose(folder: Path) -> Path:
     """The weight file of a folder, in the order of ``_WEIGHT_PATTERNS``."""
     for pattern in _WEIGHT_PATTERNS:
         found = sorted(item for item in folder.glob(pattern) if item.is_file())
+        parts = [shard for item in found if (shard := _SHARD.fullmatch(item.name)) and int(shard[2]) > 1]
+        if parts:
+            raise CheckpointError(
+                f"{folder} holds {len(parts)} of {int(parts[0][2])} shards without their index; "
+                f"fetch {parts[0][1]}{parts[0][3]}.index.json too"
+            )
         if len(found) > 1:
             names = ", ".join(item.name for item in found[:5])
             raise CheckpointError(f"{folder} holds several weight files ({names}); name one of them")
@@ -140,22 +191,45 @@ def _get(handle: Any, name: str, file: Path) -> Tensor:
 
 
 def _open_shards(index: Path) -> Checkpoint:
-    """Tensors of all shards that an index names; each shard must lie beside the index."""
+    """Tensors of all shards that an index names, shard by shard; each shard must lie beside the index.
+
+    A tensor of a safetensors shard is mapped when asked for and let go with its last use, so that what has been read of
+    a large model does not pile up in memory.
+    """
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise damaged(index, "it has no weight_map")
-    shards: dict[str, Checkpoint] = {}
-    for name in dict.fromkeys(places.values()):
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise CheckpointError(f"{index.name} names the shard {name!r}, which does not lie beside it; fetch it too")
-        shards[name] = _open_file(index.parent / name)
-    makers: dict[str, Callable[[], Tensor]] = {}
+    keys: dict[str, list[str]] = {name: [] for name in sorted(set(places.values()))}
     for key, name in places.items():
-        if key not in shards[name].tensors:
-            raise damaged(index, f"{name} does not hold {key}")
-        makers[key] = partial(shards[name].tensors.__getitem__, key)
-    first = next(iter(shards.values()), None)
-    return Checkpoint(first.format if first else "safetensors", index, LazyTensors(makers))
+        keys[name].append(key)
+    if any(name.endswith(".index.json") for name in keys):
+        raise damaged(index, "it names an index among its shards")
+    missing = [name for name in keys if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing:
+        count = f"{len(missing)} of its {len(keys)} shards" if len(missing) > 1 else "the shard"
+        do, them = ("do", "them") if len(missing) > 1 else ("does", "it")
+        listed = ", ".join(repr(name[:80]) for name in missing[:5])
+        raise CheckpointError(f"{index.name} names {count} {listed}, which {do} not lie beside it; fetch {them} too")
+    makers: dict[str, Callable[[], Tensor]] = {}
+    form = "safetensors"
+    for name, own in keys.items():
+        file = index.parent / name
+        shard = _open_file(file)
+        form = shard.format
+        for key in own:
+            if key not in shard.tensors:
+                raise damaged(index, f"{name} does not hold {key}")
+            alone = form == "safetensors"
+            makers[key] = partial(_get_alone, file, key) if alone else partial(shard.tensors.__getitem__, key)
+    return Checkpoint(form, index, LazyTensors(makers), shards=tuple(index.parent / name for name in keys))
+
+
+def _get_alone(file: Path, name: str) -> Tensor:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return _get(handle, name, file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(file, f"{name} cannot be read") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

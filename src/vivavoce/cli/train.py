@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping
@@ -61,21 +62,35 @@ def train(
     if list_options:
         _list_options(row, as_json)
         return
-    from vivavoce.train.loop import ABOUT, check_folder
+    from vivavoce.train.loop import check_folder
+    from vivavoce.train.parallel import leads
 
     options = catalogue.options(row, chosen or [])
     folder = (run or Path(catalogue.RUNS) / options.name).expanduser()
     corpus = corpus.expanduser()
-    check_folder(folder, resume)
-    if not any(corpus.glob("*/index.jsonl")):
+    if leads():
+        check_folder(folder, resume)
+    if row.corpus and not any(corpus.glob("*/index.jsonl")):
         raise ConfigError(f"{corpus} holds no corpus; name one with --corpus, or make one as docs/training.md says")
     again = _again(row, corpus, folder, chosen or [], device)
+    carry_out(row, corpus, options, folder, again, resume, minutes, as_json, device, threads)
+
+
+def carry_out(
+    row: RecipeRow, corpus: Path, options: Any, folder: Path, again: str, resume: bool, minutes: float | None,
+    as_json: bool, device: str | None, threads: int | None,
+) -> None:  # fmt: skip
+    """Train to the end, or as far as time allows, and say how far it came; ``again``: the command that goes on."""
+    from vivavoce.train.loop import ABOUT
+
     try:
         last = _run(row, corpus, options, folder, resume, minutes, as_json, device, threads)
     except KeyboardInterrupt:
         begun = (folder / ABOUT).exists()
         print(f"viva: stopped; go on with  {again}" if begun else "viva: stopped before the run began", file=sys.stderr)
         raise typer.Exit(130) from None
+    if last is None:
+        return
     if last["step"] < last["steps"]:
         print(
             f"viva: stopped and saved at step {last['step']} of {last['steps']}; go on with  {again}", file=sys.stderr
@@ -90,10 +105,11 @@ def train(
 def _run(
     row: RecipeRow, corpus: Path, options: Any, folder: Path, resume: bool, minutes: float | None, as_json: bool,
     device: str | None, threads: int | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Train and write the model; gives how far it came."""
+) -> dict[str, Any] | None:  # fmt: skip
+    """Train and write the model; gives how far it came, in the process that leads."""
     from vivavoce import inspection
     from vivavoce.train import loop
+    from vivavoce.train.parallel import leads
 
     inspection.set_threads(threads)
     place = inspection.find_device(device)
@@ -102,13 +118,17 @@ def _run(
     def evaluated(step: int, figures: Mapping[str, float]) -> None:
         nonlocal reached
         reached = step
+        if not leads():
+            return
         if as_json:
             print_json({"recipe": row.name, "step": step, "evaluation": dict(figures)})
         else:
             note(f"step {step}: {_figures(figures)}")
 
-    with progress() as report:
+    with progress() if leads() else contextlib.nullcontext(_silent) as report:
         ready = catalogue.opened(row, corpus, options, report, place)
+        for remark in getattr(ready, "remarks", ()) if leads() else ():
+            print(f"viva: {remark}", file=sys.stderr)
         reached = ready.schedule.steps
         stop_after = None if minutes is None else 60 * minutes
         figures = loop.train(
@@ -118,8 +138,14 @@ def _run(
     if finish is not None and reached == ready.schedule.steps:
         model = folder / "model"
         finish(model)
+    if not leads():
+        return None
     return {"recipe": row.name, "step": reached, "steps": ready.schedule.steps, "run": str(folder),
             "model": model and str(model), "evaluation": figures}  # fmt: skip
+
+
+def _silent(what: str, done: float, total: float) -> None:
+    """Progress in a process that does not lead."""
 
 
 def _again(row: RecipeRow, corpus: Path, folder: Path, chosen: list[str], device: str | None) -> str:

@@ -8,18 +8,16 @@ from torch import Tensor
 from vivavoce.asr.sensevoice import SenseVoiceConfig
 from vivavoce.checkpoints.layouts.sensevoice import with_statistics
 from vivavoce.checkpoints.layouts.vita_audio import plus
-from vivavoce.checkpoints.read import Checkpoint, read_json
+from vivavoce.checkpoints.read import Checkpoint
 from vivavoce.checkpoints.rules import import_weights
-from vivavoce.dialogue.vita_audio_files import read_config
+from vivavoce.dialogue.vita_audio_files import check_family, read_config
 from vivavoce.dialogue.vita_audio_plus import VITAAudioPlus, VITAAudioPlusConfig
 from vivavoce.errors import CheckpointError
 
 
 def import_vita_audio_plus(checkpoint: Checkpoint) -> tuple[VITAAudioPlusConfig, dict[str, Tensor]]:
     """Configuration and our state dict of a published folder, beside whose weights lies SenseVoice's ``am.mvn``."""
-    if "config.json" not in checkpoint.files:
-        raise CheckpointError(f"{checkpoint.path.name} has no config.json beside it; give the whole published folder")
-    published = read_json(checkpoint.files["config.json"])
+    published = check_family(checkpoint)
     if published.get("model_type") != "qwen2_mtp_sensevoice":
         raise CheckpointError(
             f"model type {published.get('model_type')!r} is not VITA-Audio-Plus's qwen2_mtp_sensevoice; "

@@ -62,7 +62,7 @@ def rope_table(context: int, head_dim: int, base: float) -> Tensor:
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn pairs (i, i + D/2) of x (B, H, T, D) by angles (B or 1, 1, T, D): x cos + (halves exchanged) sin, the sine
     of the first half being negative."""
-    half = x.shape[-1] // 2
+    half, cosine, sine = x.shape[-1] // 2, cosine.to(x.dtype), sine.to(x.dtype)
     return torch.addcmul(x * cosine, x.roll(half, dims=-1), sine)
 
 

@@ -25,12 +25,13 @@ CORPUS = f"{RUNS}/corpus"
 
 @dataclass(frozen=True)
 class RecipeRow:
-    """What it makes, its module, and what must be there first."""
+    """What it makes, its module, and what must be there first; ``corpus``: whether it learns from one."""
 
     name: str
     makes: str
     module: str
     needs: str
+    corpus: bool = True
 
 
 RECIPES = {
@@ -50,6 +51,10 @@ RECIPES = {
         RecipeRow(
             "vita_audio", "spoken answers to spoken questions, in 4 stages", "vivavoce.recipes.vita_audio",
             "a corpus; the model of glm4_tokenizer; the stage before",
+        ),
+        RecipeRow(
+            "vita_audio_finetune", "a VITA-Audio tuned on your records (viva finetune)",
+            "vivavoce.recipes.vita_audio_finetune", "a VITA-Audio; a JSONL file of records", corpus=False,
         ),
     )
 }  # fmt: skip

@@ -152,8 +152,8 @@ def padded(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``tokenizer``: the folder of the finished tokenizer. ``budget``: codes to a step, padding counted. ``before``: the
-    model folder of a decoder to go on from. ``lookahead``: codes heard before one is made.
+    """``tokenizer``: the folder of the finished tokenizer. ``budget``: codes to a step, padding counted. ``before``: a
+    decoder's model folder to go on from. ``lookahead``: codes heard before one is made.
     """
 
     name: ClassVar[str] = "glm4_decoder"

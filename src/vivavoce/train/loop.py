@@ -9,6 +9,9 @@ A run lives in one folder:
 
 Everything random in a step follows from (seed, step): the loop seeds torch with both before each step, and recipes draw
 their batches the same way. So a run that was killed goes on from its last checkpoint as if nothing had happened.
+
+Under torchrun several processes share each step (:mod:`~vivavoce.train.parallel`), for recipes that have a ``share``:
+gradients are averaged, the first process logs, evaluates and saves, all read the same folder.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +39,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vivavoce.errors import CheckpointError, ConfigError
+from vivavoce.train import parallel
 from vivavoce.train.events import Events
 
 CHECKPOINT, LOG, ABOUT = "checkpoint.safetensors", "log.jsonl", "recipe.json"
@@ -106,70 +111,78 @@ def train(
     Asked to leave (Ctrl-C, SIGTERM), the run completes its step, saves itself and raises KeyboardInterrupt or
     SystemExit; asked once more, it leaves at once and its last checkpoint stays.
     """
-    optimizer, schedule, began = recipe.optimizer(), recipe.schedule, time.monotonic()
+    share, schedule, began = parallel.share_of(recipe), recipe.schedule, time.monotonic()
+    spread, optimizer = parallel.Spread(recipe, share), recipe.optimizer()
     peaks = [float(group["lr"]) for group in optimizer.param_groups]
-    check_folder(folder, resume)
-    _check_space(folder, recipe.model, optimizer, resume)
-    step = _open(recipe, folder, optimizer, resume)
-    log, events, pace = _Log(folder / LOG, step), Events(folder / "events"), _Pace()
+    if share.leads:
+        check_folder(folder, resume)
+        _check_space(folder, recipe.model, optimizer, resume)
+        _open(recipe, folder, resume)
+    share.wait()
+    # a run may have been killed before its first checkpoint
+    step = restore(folder, recipe.model, optimizer) if resume and (folder / CHECKPOINT).exists() else 0
+    log, pace = _Log(folder, step, kept=share.leads), _Pace()
     recipe.model.train()
     try:
         with _Asked() as asked:
             while step < schedule.steps:
-                terms = _descend(recipe, optimizer, peaks, step)
+                terms = _descend(recipe, spread.loss, optimizer, peaks, step)
                 step += 1
                 pace.steps += 1
                 if step % schedule.log_every == 0 or step == schedule.steps:
-                    row = {name: float(term.detach()) for name, term in terms.items()} | {"step_s": pace.seconds()}
-                    log.write({"step": step, **row})
-                    events.figures("train", row, step)
+                    log.trained(step, share.mean(terms) | {"step_s": pace.seconds()})
                 if report is not None:
                     report(recipe.name, step, schedule.steps)
-                if asked.signal is not None:
-                    save(folder, recipe.model, optimizer, step)
+                late = stop_after is not None and time.monotonic() - began > stop_after
+                leaving, late = share.agree(asked.signal is not None, late)
+                if leaving:
+                    save(folder, recipe.model, optimizer, step, share.leads)
                     asked.leave()
-                due = step == schedule.steps or (stop_after is not None and time.monotonic() - began > stop_after)
+                due = step == schedule.steps or late
                 if step % schedule.evaluate_every == 0 or due:
-                    log.evaluation = _evaluate(recipe, folder, step)
-                    log.write({"step": step, "evaluation": log.evaluation})
-                    events.figures("held-out", log.evaluation, step)
-                    events.samples(folder / "samples", step)
+                    figures = spread.judged(lambda step=step: _evaluate(recipe, folder, step, share.leads))
+                    if figures is not None:
+                        log.evaluated(step, figures)
                     if evaluated is not None:
-                        evaluated(step, log.evaluation)
+                        evaluated(step, figures or {})
                     pace = _Pace()
                 if step % schedule.save_every == 0 or due:
-                    save(folder, recipe.model, optimizer, step)
+                    save(folder, recipe.model, optimizer, step, share.leads)
                 if due:
                     break
     finally:
         log.close()
-        events.close()
     return log.evaluation
 
 
-def _descend(recipe: Recipe, optimizer: torch.optim.Optimizer, peaks: list[float], step: int) -> dict[str, Tensor]:
+def _descend(
+    recipe: Recipe, loss: Callable[[int], dict[str, Tensor]], optimizer: torch.optim.Optimizer, peaks: list[float],
+    step: int,
+) -> dict[str, Tensor]:  # fmt: skip
     """One step; gives the terms of its loss, the norm of its gradients and its rate."""
     torch.manual_seed(recipe.seed * 1_000_003 + step)
     factor = recipe.schedule.factor(step)
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["lr"] = peak * factor
     optimizer.zero_grad(set_to_none=True)
-    terms = recipe.loss(step)
+    terms = loss(step)
     terms["loss"].backward()
-    norm = nn.utils.clip_grad_norm_(_parameters(optimizer), recipe.schedule.clip)
+    norm = parallel.gathered(nn.utils.clip_grad_norm_(_parameters(optimizer), recipe.schedule.clip))
     if not torch.isfinite(norm):
         raise ConfigError(f"the gradients of step {step} are not finite; lower the learning rate")
     optimizer.step()
     return {**terms, "norm": norm, "rate": torch.tensor(factor, dtype=torch.float64)}
 
 
-def _evaluate(recipe: Recipe, folder: Path, step: int) -> dict[str, float]:
-    """Held-out figures and samples, without touching the random numbers of training."""
+def _evaluate(recipe: Recipe, folder: Path, step: int, leads: bool = True) -> dict[str, float]:
+    """Held-out figures and samples, without touching the random numbers of training; one process keeps samples."""
     recipe.model.eval()
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(recipe.seed)
         figures = recipe.evaluate()
-        recipe.sample(folder / "samples", step)
+        with contextlib.ExitStack() as stack:
+            kept = folder / "samples" if leads else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            recipe.sample(kept, step)
     recipe.model.train()
     return figures
 
@@ -196,8 +209,8 @@ def _check_space(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
         )
 
 
-def _open(recipe: Recipe, folder: Path, optimizer: torch.optim.Optimizer, resume: bool) -> int:
-    """Make the folder of a new run, or read the checkpoint of an old one; gives the step to begin with."""
+def _open(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Make the folder of a new run, or make sure that an old one is of this recipe with these settings."""
     about = json.loads(json.dumps({"recipe": recipe.name, "seed": recipe.seed, "settings": dict(recipe.settings())}))
     path = folder / ABOUT
     if not resume:
@@ -206,7 +219,7 @@ def _open(recipe: Recipe, folder: Path, optimizer: torch.optim.Optimizer, resume
             _replace(path, json.dumps(about, indent=1) + "\n")
         except OSError as error:
             raise ConfigError(f"no run can be written in {folder} ({error.strerror}); name another folder") from error
-        return 0
+        return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         old = {"recipe": before["recipe"], "seed": before["seed"], **before["settings"]}
@@ -215,9 +228,6 @@ def _open(recipe: Recipe, folder: Path, optimizer: torch.optim.Optimizer, resume
     for key, new in {"recipe": about["recipe"], "seed": about["seed"], **about["settings"]}.items():
         if old.get(key) != new:
             raise ConfigError(_differs(folder, key, old.get(key), new))
-    if not (folder / CHECKPOINT).exists():
-        return 0  # killed before its first checkpoint
-    return restore(folder, recipe.model, optimizer)
 
 
 def _differs(folder: Path, key: str, old: Any, new: Any) -> str:
@@ -235,15 +245,20 @@ def _replace(path: Path, text: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Weights, moments and step in one safetensors file, moved into place when it is complete and on the disk."""
-    tensors = {f"model.{name}": tensor.detach().contiguous() for name, tensor in _weights(model).items()}
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, leads: bool = True) -> None:
+    """Weights, moments and step in one safetensors file, moved into place when it is complete and on the disk.
+
+    Of several processes one ``leads`` and writes; all must call, since weights may lie in pieces.
+    """
+    tensors = {f"model.{name}": parallel.gathered(tensor) for name, tensor in _weights(model).items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         for name, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value).detach().contiguous()
+            tensors[f"optimizer.{number}.{name}"] = parallel.gathered(torch.as_tensor(value))
+    if not leads:
+        return
     part = folder / f"{CHECKPOINT}.part"
     try:
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, part, {"step": str(step)})
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, part, {"step": str(step)})
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, folder / CHECKPOINT)
@@ -277,13 +292,15 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
             raise CheckpointError(f"{path} does not fit the model at {name}; it belongs to another configuration")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(theirs[name])
+            tensor.copy_(parallel.laid_out(theirs[name], tensor))
     if optimizer is not None:
         for number, parameter in enumerate(_parameters(optimizer)):
             prefix = f"optimizer.{number}."
             state = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
             if state:  # the step counter stays with the processor, as the optimizer keeps it
-                optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+                optimizer.state[parameter] = {
+                    k: v if k == "step" else parallel.laid_out(v, parameter) for k, v in state.items()
+                }
     return step
 
 
@@ -297,29 +314,51 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 # --------------------------------------------------------------------------------------------------- log and signals
 class _Log:
-    """JSON lines; what a killed run wrote past its checkpoint is dropped. ``evaluation``: the last one."""
+    """JSON lines and TensorBoard events, ``kept`` by one process of a run; what a killed run wrote past its checkpoint
+    is dropped. ``evaluation``: the last one."""
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, folder: Path, step: int, kept: bool = True):
         self.evaluation: dict[str, float] = {}
+        self.folder, self._file, self._events = folder, None, None
+        if not kept:
+            return
+        path = folder / LOG
         if path.exists():
-            kept = []
+            lines = []
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     row = json.loads(line)
                     if row["step"] <= step:
-                        kept.append(line)
+                        lines.append(line)
                         self.evaluation = row.get("evaluation", self.evaluation)
                 except (ValueError, KeyError, TypeError):
                     continue
-            _replace(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+            _replace(path, "".join(f"{line}\n" for line in lines))
+        self._file, self._events = path.open("a", encoding="utf-8"), Events(folder / "events")
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+    def trained(self, step: int, row: Mapping[str, float]) -> None:
+        """The terms of a step."""
+        self._write({"step": step, **row})
+        if self._events is not None:
+            self._events.figures("train", row, step)
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """What was found on held-out data, and the samples that lie there."""
+        self.evaluation = figures
+        self._write({"step": step, "evaluation": figures})
+        if self._events is not None:
+            self._events.figures("held-out", figures, step)
+            self._events.samples(self.folder / "samples", step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None and self._events is not None:
+            self._file.close()
+            self._events.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
 
 class _Pace:
