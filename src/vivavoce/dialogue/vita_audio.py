@@ -15,7 +15,9 @@ module passes write K+1 tokens. Bricks: nn/decoder.py. Who writes which token is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,8 @@ from vivavoce.errors import ConfigError
 from vivavoce.nn.attention import KVCache, init_cache
 from vivavoce.nn.decoder import Decoder, DecoderConfig, DecoderLayer, RMSNorm, run
 from vivavoce.nn.streaming import module_list
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +94,12 @@ class MCTPModule(nn.Module):
 @dataclass(frozen=True)
 class VITAAudioState:
     """Caches of the backbone's layers and of each module; ``hidden``: for each module the states (B, n, D) of its
-    predecessor that it has not read yet."""
+    predecessor that it has not read yet, ``passed``: those that it read in its last pass, so that it can go back."""
 
     backbone: tuple[KVCache, ...]
     modules: tuple[KVCache, ...]
     hidden: tuple[Tensor, ...]
+    passed: tuple[Tensor, ...]
 
 
 class VITAAudio(nn.Module):
@@ -119,10 +124,12 @@ class VITAAudio(nn.Module):
         c = self.config.decoder
         room = min(capacity or c.context, c.context)
         like = self.decoder.norm.weight
+        none = tuple(like.new_zeros(batch, 0, c.dim) for _ in self.mctp)
         return VITAAudioState(
             backbone=self.decoder.init_state(batch, room),
             modules=tuple(init_cache(batch, c.n_kv_heads, room, c.head_dim, like) for _ in self.mctp),
-            hidden=tuple(like.new_zeros(batch, 0, c.dim) for _ in self.mctp),
+            hidden=none,
+            passed=none,
         )
 
     def step(self, tokens: Tensor, state: VITAAudioState, span: int | None = None) -> tuple[Tensor, VITAAudioState]:
@@ -149,13 +156,41 @@ class VITAAudio(nn.Module):
         x = module.join(self.embedding(tokens), waiting[:, :length])
         x, (cache,) = run([module.layer], x, (cache,), self.decoder.angles(x), span, offset=first - span + length)
         x = self.decoder.norm(x)
-        modules = (*state.modules[:number], cache, *state.modules[number + 1 :])
-        left = (*state.hidden[:number], waiting[:, length:], *state.hidden[number + 1 :])
-        return x, replace(state, modules=modules, hidden=_added(left, number + 1, x))
+        changed = replace(
+            state,
+            modules=_with(state.modules, number, cache),
+            hidden=_added(_with(state.hidden, number, waiting[:, length:]), number + 1, x),
+            passed=_with(state.passed, number, waiting[:, :length]),
+        )
+        return x, changed
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """States (..., D) -> logits (..., V)."""
-        return self.head(hidden)
+    def rolled_back(self, state: VITAAudioState, backbone: int, modules: Sequence[int]) -> VITAAudioState:
+        """The state after the backbone has forgotten its last ``backbone`` tokens and module k its last ``modules[k]``;
+        the state given is consumed. Nothing is computed: caches only move their positions.
+
+        A module can go back as far as its last pass: of what its predecessor said before that, nothing is kept.
+        """
+        hidden, passed = list[Tensor](), list[Tensor]()
+        for waiting, last, before, own in zip(
+            state.hidden, state.passed, (backbone, *modules), modules, strict=False
+        ):  # what the module forgets waits again, what its predecessor forgets does not
+            again = torch.cat([last[:, last.shape[1] - own :], waiting], dim=1) if own else waiting
+            if own > last.shape[1] or before > again.shape[1]:
+                raise ValueError("modules go back to within their last pass; this is further")
+            hidden.append(again[:, : again.shape[1] - before])
+            passed.append(last[:, : last.shape[1] - own])
+        return VITAAudioState(
+            backbone=tuple(_back(cache, backbone) for cache in state.backbone),
+            modules=tuple(_back(cache, own) for cache, own in zip(state.modules, modules, strict=True)),
+            hidden=tuple(hidden),
+            passed=tuple(passed),
+        )
+
+    def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
+        """States (..., D) -> logits (..., V), or (..., R) of a run of R tokens, for which alone is computed."""
+        if rows is None:
+            return self.head(hidden)
+        return F.linear(hidden, self.head.weight[rows])
 
     def skip(self, count: int, state: VITAAudioState) -> VITAAudioState:
         """Forget the oldest ``count`` states that wait for module 0 (``module_reads``)."""
@@ -266,11 +301,21 @@ def _angles(table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     return cosine, sine
 
 
+def _with(items: tuple[T, ...], number: int, item: T) -> tuple[T, ...]:
+    """The same with another item in one place."""
+    return (*items[:number], item, *items[number + 1 :])
+
+
+def _back(cache: KVCache, count: int) -> KVCache:
+    """The cache without its last ``count`` positions."""
+    return replace(cache, position=cache.position - count) if count else cache
+
+
 def _added(hidden: tuple[Tensor, ...], number: int, further: Tensor) -> tuple[Tensor, ...]:
     """The waiting states with further ones for module ``number``, if there is such a module."""
     if number >= len(hidden):
         return hidden
-    return (*hidden[:number], torch.cat([hidden[number], further], dim=1), *hidden[number + 1 :])
+    return _with(hidden, number, torch.cat([hidden[number], further], dim=1))
 
 
 # ------------------------------------------------------------------------------------------------- stages (section 3.3)

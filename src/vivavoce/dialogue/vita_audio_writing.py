@@ -81,16 +81,32 @@ class Writer:
             self.begun = max(0, len(self.tokens) - reads) + 1
             self.drafted = [self.begun + number for number in range(len(self.drafted))]
 
-    def backbone(self) -> Tensor:
-        """Let the backbone read what it has not read -> logits (V,) of the next token."""
-        if self.read == len(self.tokens):
-            raise ValueError("the backbone has read everything; add a token first")
-        return self.model.logits(self._read()[0, -1])
+    def roll_back(self, length: int) -> None:
+        """Forget every token past the first ``length``, and what backbone and modules made of it; ValueError where that
+        is further back than the last pass of a module."""
+        read = min(self.read, length)
+        drafted = [max(self.begun + n, min(index, length)) for n, index in enumerate(self.drafted)]
+        forgotten = [index - kept for index, kept in zip(self.drafted, drafted, strict=True)]
+        if self.read > read or any(forgotten):
+            self.state = self.model.rolled_back(self.state, self.read - read, forgotten)
+        self.read, self.drafted = read, drafted
+        del self.tokens[length:]
 
-    def module(self, number: int) -> Tensor:
-        """Let a module read what it has not read -> logits (V,) of the next token."""
+    def backbone(self, rows: slice | None = None) -> Tensor:
+        """Let the backbone read what it has not read -> logits of the next token, (V,) or those of some rows."""
+        return self.model.logits(self.states(1)[-1], rows)
+
+    def states(self, count: int) -> Tensor:
+        """Let the backbone read what it has not read, ``count`` tokens at least -> its states at the last of them
+        (count, D)."""
+        if len(self.tokens) - self.read < count:
+            raise ValueError("the backbone has read everything; add a token first")
+        return self._read()[0, -count:]
+
+    def module(self, number: int, rows: slice | None = None) -> Tensor:
+        """Let a module read what it has not read -> logits of the next token, (V,) or those of some rows."""
         hidden = self._draft(number)
-        return self.model.logits(hidden[0, -1])
+        return self.model.logits(hidden[0, -1], rows)
 
     def prefill(self) -> None:
         """Let the backbone read what there is, and the modules too where they read everything."""
@@ -159,6 +175,26 @@ def write_scheduled(
             return
 
 
+@dataclass(frozen=True)
+class Place:
+    """What may stand somewhere: ``rows``, a run of the vocabulary that holds all of it, and which of these may, bool
+    (R,). Tokens are numbered from the start of the run."""
+
+    rows: slice
+    allowed: Tensor
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """Logits (..., R) with minus infinity where nothing may stand."""
+        return logits.masked_fill(~self.allowed, float("-inf"))
+
+    def recent(self, tokens: Sequence[int], options: SamplingOptions) -> list[int]:
+        """Those of the last tokens that are among the rows, as far back as a penalty for them looks."""
+        if options.repetition_penalty == 1.0:
+            return []
+        first, last = self.rows.start, self.rows.stop
+        return [token - first for token in tokens[-options.window :] if first <= token < last]
+
+
 class Grammar:
     """Which tokens may follow: text, then a block of speech, in turns, and the end after a block.
 
@@ -174,7 +210,8 @@ class Grammar:
         text[tokens.text_ids.start : tokens.text_ids.stop] = True
         audio = torch.zeros(vocab_size, dtype=torch.bool)
         audio[tokens.first_code : tokens.first_code + tokens.codes] = True
-        self._masks = {}
+        self._masks: dict[str, Tensor] = {}
+        self._places: dict[str, Place] = {}
         for name, mask, extra in (
             ("text first", text, [tokens.end]),  # after a block: more text, or the end
             ("text", text, [tokens.begin_audio] if speaking else [tokens.end]),
@@ -184,6 +221,21 @@ class Grammar:
         ):
             self._masks[name] = mask.clone()
             self._masks[name][extra] = True
+            found = self._masks[name].nonzero()
+            rows = slice(int(found.min()), int(found.max()) + 1)
+            self._places[name] = Place(rows, self._masks[name][rows])
+        rows = self._places["audio"].rows  # one run for all of a block, so that its places can be scored together
+        self._places["audio first"] = Place(rows, self._masks["audio first"][rows])
+
+    @property
+    def here(self) -> Place:
+        """What may stand next."""
+        return self._places[self.place]
+
+    @property
+    def speech(self) -> bool:
+        """Is speech, or its beginning, next?"""
+        return self.in_audio or self.place == "turn over"
 
     @property
     def place(self) -> str:
@@ -226,15 +278,15 @@ def write_by_grammar(
     options, modules = options or SamplingOptions(), len(writer.drafted)
     pair, number, look, left = 0, 0, 0, mode[1]
     for _ in range(limit):
-        allowed = grammar.allowed()
-        speech = grammar.in_audio or grammar.place == "turn over"
+        place, speech = grammar.here, grammar.speech
         spent = left == 0 or number == modules
         if (speech and not look and spent) or (number and not speech):
             pair = min(pair + 2, len(mode) - 2)
             number, look, left = 0, mode[pair], mode[pair + 1]
         drafting = speech and not look
-        logits = writer.module(number) if drafting else writer.backbone()
-        token = sample(logits.masked_fill(~allowed, float("-inf")), writer.tokens, options, generator)
+        logits = writer.module(number, place.rows) if drafting else writer.backbone(place.rows)
+        chosen = sample(place.masked(logits), place.recent(writer.tokens, options), options, generator)
+        token = place.rows.start + chosen
         grammar.take(token)
         writer.add([token])
         yield Written(token, number if drafting else None)
