@@ -192,7 +192,7 @@ def hear(wave: torch.Tensor, rate: int) -> str:
 def heads(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
     """Teacher-forced accuracy of backbone and modules over speech, and of whole blocks, on questions not trained on."""
     known = Corpus(corpus, parts.tokenizer, ("teacher", "questions"))
-    found = records(known, parts.tokens, "questions", ("test",), parts.interleave, ("answer",))[:limit]
+    found = records(known, parts.tokens, "questions", ("dev",), parts.interleave, ("answer",))[:limit]
     right: dict[str, list[tuple[float, float]]] = defaultdict(list)
     blocks: list[tuple[float, float]] = []
     for record in found:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "vivavoce"
-LARGEST = 10_000_000  # bytes of the wheel
+LARGEST, LARGEST_MODEL = 10_000_000, 20_000_000  # bytes of the wheel, and of each trained model in it
 HERE = [path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
 
 
@@ -25,7 +25,12 @@ def test_every_data_file_is_named() -> None:
     data = [path for path in HERE if path.suffix != ".py"]
     assert {"py.typed", "assets/question.flac", "assets/cmudict.txt.gz"} <= {path.as_posix() for path in data}
     assert [path for path in data if not any(fnmatch.fnmatch(path.as_posix(), pattern) for pattern in named)] == []
-    assert sum((SOURCE / path).stat().st_size for path in HERE) < 2 * LARGEST
+    assert sum((SOURCE / path).stat().st_size for path in HERE if path.parts[0] != "nano") < 2 * LARGEST
+
+
+def test_trained_models_are_small() -> None:
+    for folder in {path.parent for path in HERE if path.parts[0] == "nano"}:
+        assert sum(file.stat().st_size for file in (SOURCE / folder).iterdir()) <= LARGEST_MODEL
 
 
 def test_every_folder_of_code_is_a_package() -> None:
@@ -46,7 +51,8 @@ def test_the_wheel_holds_every_file(tmp_path: Path) -> None:
         [sys.executable, "-c", build, str(tmp_path)], cwd=tmp_path, check=True, capture_output=True, timeout=90
     )
     wheel = next(tmp_path.glob("*.whl"))
-    assert wheel.stat().st_size < LARGEST
+    models = {path.parent for path in HERE if path.parts[0] == "nano"}
+    assert wheel.stat().st_size < LARGEST + LARGEST_MODEL * len(models)
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
     assert {f"vivavoce/{path.as_posix()}" for path in HERE} <= inside

@@ -16,7 +16,7 @@ from tests.dialogue.vita_parts import parts
 from vivavoce import vita_audio_verbs
 from vivavoce.cli import make_app
 from vivavoce.dialogue.vita_audio_files import save_bundle
-from vivavoce.errors import ConfigError, UnknownNameError
+from vivavoce.errors import AudioError, ConfigError, UnknownNameError
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_talk_from_the_command_line(folder: Path, question: Path, tmp_path: Path
 
 
 def test_the_library_gives_what_the_command_gives(folder: Path):
-    made = vita_audio_verbs.converse(parts(), [torch.zeros(9_000)], mode="turbo", real_time=False)
+    made = vita_audio_verbs.converse(parts(), [0.1 * torch.randn(9_000)], mode="turbo", real_time=False)
     assert made.mode == "turbo" and made.to_dict()["mode"] == "turbo"
 
 
@@ -66,7 +66,29 @@ def test_transcribe_and_speak(folder: Path, question: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="one English voice"):
         vivavoce.speak("the sky", voice=str(folder), speed=1.5)
     with pytest.raises(ConfigError, match="nothing that can be spoken"):
-        vivavoce.speak("123 !?", voice=str(folder))
+        vivavoce.speak("... !?", voice=str(folder))
+    assert len(vivavoce.speak("7", voice=str(folder)).wave), "numerals are spelled out"
+
+
+@pytest.mark.parametrize("sound", [torch.zeros(16_000), 0.1 * torch.randn(400), 1e-4 * torch.randn(30_000)])
+def test_silence_is_not_answered(sound: torch.Tensor):
+    with pytest.raises(AudioError, match="no speech was found"):
+        vita_audio_verbs.converse(parts(), [sound], real_time=False)
+    with pytest.raises(AudioError, match="no speech was found"):
+        vita_audio_verbs.transcribe(parts(), [sound])
+
+
+def test_the_environment_does_not_stand_in_the_way(
+    folder: Path, question: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VIVA_TEXT_MODEL", "smollm2-135m-instruct")
+    given = ["talk", str(question), "--model", str(folder), "--fast", "-o", str(tmp_path / "answer.wav")]
+    made = CliRunner().invoke(make_app(), given)
+    assert made.exit_code == 0, made.stderr
+    made = CliRunner().invoke(make_app(), [*given, "--text-model", "smollm2-135m-instruct"])
+    assert made.exit_code != 0 and "leave --asr" in str(made.exception)
+    made = CliRunner().invoke(make_app(), ["talk", str(question), "--mode", "turbo"])
+    assert "name it too" in str(made.exception)
 
 
 def test_the_command_prints_a_transcript(folder: Path, question: Path):

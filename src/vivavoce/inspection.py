@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivavoce.catalogue import CATALOGUE, SYSTEMS, reference, system
+from vivavoce.catalogue import CATALOGUE, SHIPPED, SYSTEMS, is_shipped, reference, system
 from vivavoce.checkpoints import store
 from vivavoce.checkpoints.gguf import GGUFFile
 from vivavoce.checkpoints.native import open_native
@@ -74,9 +74,11 @@ def inspect(name_or_path: str | Path) -> Inspection:
         return Inspection(text, text, None, sizes=dict(row.sizes), stack=stack(text))
     if text in SOURCES:
         return _inspect_native(store.locate(text), text)
+    if is_shipped(text):
+        return _inspect_native(SHIPPED[text], text)
     path = Path(name_or_path).expanduser()
     if not path.exists():
-        known = (*SYSTEMS, *SOURCES)
+        known = (*SYSTEMS, *SOURCES, *SHIPPED)
         raise UnknownNameError(f"{text!r} is neither a system, a model nor a file here{nearest(text, known)}")
     if is_native(path):
         return _inspect_native(path, path.name)

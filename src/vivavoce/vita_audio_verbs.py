@@ -28,11 +28,14 @@ from vivavoce.dialogue.vita_audio_session import SpeechOut, VITAAudioParts, VITA
 from vivavoce.errors import AudioError, ConfigError, MissingWeightsError, UnknownNameError
 from vivavoce.inspection import is_native
 from vivavoce.search.sampling import SamplingOptions
+from vivavoce.text.normalize import normalize_english
 from vivavoce.tts import Speech
 from vivavoce.turns import Listener, TalkResult
 
 HEARING_RATE = 16_000
 BLOCK = 512
+QUIETEST = 10 ** (-50 / 20)  # root mean square of a block of BLOCK samples that may be speech
+SHORTEST = 0.2  # seconds of such blocks that may be a word
 
 
 def is_speech_model(name: str | Path | None) -> bool:
@@ -82,14 +85,33 @@ def converse(
     sampling = SamplingOptions(temperature=temperature)
     generator = torch.Generator().manual_seed(seed or 0)
     session = VITAAudioSession(parts, mode=mode, sampling=sampling, generator=generator)
-    began, fed = time.perf_counter(), 0
+    began, fed, sound = time.perf_counter(), 0, Sound()
     for block in blocks:
         for piece in block.split(BLOCK):
             fed += len(piece)
+            sound.take(piece)
             if real_time:
                 time.sleep(max(0.0, began + fed / HEARING_RATE - time.perf_counter()))
             session.step(piece)
+    sound.check()
     return finish(session, on_reply, mode)
+
+
+class Sound:
+    """How much of what was heard is loud enough to be speech."""
+
+    def __init__(self):
+        self.loud = 0
+
+    def take(self, block: Tensor) -> None:
+        for piece in block.split(BLOCK):
+            if len(piece) and float(piece.square().mean().sqrt()) > QUIETEST:
+                self.loud += len(piece)
+
+    def check(self) -> None:
+        """AudioError where there was too little: the model would answer silence as if it were a question."""
+        if self.loud < SHORTEST * HEARING_RATE:
+            raise AudioError("no speech was found in the sound; record louder, or closer to the microphone")
 
 
 def finish(session: VITAAudioSession, on_reply: Callable[[Reply], None] | None, mode: str) -> SpeechTalkResult:
@@ -106,7 +128,7 @@ def finish(session: VITAAudioSession, on_reply: Callable[[Reply], None] | None, 
     wave = torch.cat(listener.waves) if listener.waves else torch.zeros(0)
     length = len(wave) / session.sample_rate
     return SpeechTalkResult(
-        heard="", answer=result.text, wave=wave, sample_rate=session.sample_rate,
+        heard="", answer=result.text.strip(), wave=wave, sample_rate=session.sample_rate,
         first_sound_ms=None if first is None else 1000 * first, parts_ms=dict(result.timing.parts),
         real_time_factor=took / length if length else None, underruns=listener.underruns,
         models={"speech model": session.parts.name}, mode=mode,
@@ -157,12 +179,14 @@ def converse_live(
 # ------------------------------------------------------------------------------------------------- transcribe, speak
 def transcribe(parts: VITAAudioParts, blocks: Iterable[Tensor]) -> Transcript:
     """Speech of its domain to text: one segment over all of the sound."""
-    session, samples = VITAAudioSession(parts, task="transcribe", mode="vanilla"), 0
+    session, samples, sound = VITAAudioSession(parts, task="transcribe", mode="vanilla"), 0, Sound()
     for block in blocks:
         session.step(block)
+        sound.take(block)
         samples += len(block)
     if not samples:
         raise AudioError("the sound is empty; record something first")
+    sound.check()
     for _ in session.answer():
         pass
     seconds = samples / HEARING_RATE
@@ -172,9 +196,10 @@ def transcribe(parts: VITAAudioParts, blocks: Iterable[Tensor]) -> Transcript:
 
 
 class SpeechModelVoice:
-    """A speech model in the room of voices: text of its domain to speech in its one voice."""
+    """A speech model in the room of voices: text of its domain to speech in its one voice. Numerals are spelled out;
+    ``mode``: nothing waits for what is read aloud, so the backbone writes every code."""
 
-    def __init__(self, parts: VITAAudioParts, mode: str = "boost"):
+    def __init__(self, parts: VITAAudioParts, mode: str = "vanilla"):
         self.parts, self.mode, self.name = parts, mode, parts.name
         self.sample_rate = parts.sample_rate
 
@@ -187,7 +212,7 @@ class SpeechModelVoice:
             raise ConfigError(
                 f"{self.name} has one English voice at one speed; leave --speaker, --speed, --language out"
             )
-        letters = text if isinstance(text, str) else " ".join(text)
+        letters = normalize_english(text if isinstance(text, str) else " ".join(text))
         words = " ".join("".join(c if c.isalpha() or c == "'" else " " for c in letters.lower()).split())
         if not words:
             return

@@ -33,9 +33,7 @@ class Words:
 
 def model(modules: int = 10, reads: int | None = None, seed: int = 0) -> VITAAudio:
     config = replace(VITAAudioConfig.tiny(), modules=modules, module_reads=reads)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return randomised(VITAAudio(config))
+    return randomised(VITAAudio(config), seed)
 
 
 def writer(net: VITAAudio, prompt: list[int] = PROMPT, pieces: int = 1) -> Writer:

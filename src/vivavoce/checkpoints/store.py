@@ -62,6 +62,8 @@ def cache_dir() -> Path:
 
 def row(name: str) -> WeightRow:
     """The catalogue row of a name; UnknownNameError offers the nearest."""
+    if name == "nano-talk":
+        raise UnknownNameError("nano-talk is part of the program; there is nothing to pull or to remove")
     if name not in SOURCES:
         raise UnknownNameError(
             f"no published weights are called {name!r}{nearest(name, (*SOURCES, *SETS))}; `viva models` lists them"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def talk(
+    context: typer.Context,
     file: Annotated[
         str | None, typer.Argument(help="A sound file, - for wav on standard input; left out: our own question.")
     ] = None,
@@ -26,13 +27,12 @@ def talk(
     play: Annotated[bool, typer.Option("--play", help="Play the answer while it is made (always with --mic).")] = False,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", "-m", help="One speech model in place of the parts: a folder, or nano-talk where it ships."
-        ),
+        typer.Option("--model", "-m", help="One speech model in place of the parts: nano-talk, or a folder."),
     ] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="How a speech model drafts: vanilla, balance, boost or turbo.")
-    ] = "boost",
+        str | None,
+        typer.Option("--mode", help="How a speech model drafts: vanilla, balance, boost (default) or turbo."),
+    ] = None,
     recogniser: Annotated[
         str | None, typer.Option("--asr", envvar="VIVA_ASR", help="What hears: a name or path.")
     ] = None,
@@ -75,7 +75,7 @@ def talk(
 
     viva talk --mic
 
-    viva talk question.wav --model FOLDER --mode turbo    (one model hears, thinks and speaks; a small closed domain)
+    viva talk question.wav --model nano-talk --mode turbo    (one model hears, thinks and speaks; a small closed domain)
 
     viva talk question.wav --llm http://localhost:11434/v1 --llm-model llama3.2
     """
@@ -113,10 +113,12 @@ def talk(
             "viva: no models are pulled, so the small one that ships answers: run  viva pull starter", file=sys.stderr
         )
     if model is not None:
-        if llm or system or recogniser or text_model:
+        if system or any(_on_the_line(context, name) for name in ("llm", "recogniser", "text_model")):
             raise ConfigError("a speech model hears, thinks and speaks by itself; leave --asr, --text-model, --llm out")
-        _talk_directly(model, mode, source, output, play or mic, endpoint, not fast, seed, as_json)
+        _talk_directly(model, mode or "boost", source, output, play or mic, endpoint, not fast, seed, as_json)
         return
+    if mode is not None:
+        raise ConfigError("--mode is how one speech model drafts; name it too:  viva talk --model nano-talk --mode ...")
     note("loading ...")
     cascade = assemble(
         recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,
@@ -198,6 +200,12 @@ def _talk_directly(
         screen.close()
         if player is not None:
             player.close(drain=source is not None)
+
+
+def _on_the_line(context: typer.Context, name: str) -> bool:
+    """Whether an option was written in the command, and not set for all commands in the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 class _Screen:

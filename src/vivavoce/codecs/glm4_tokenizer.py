@@ -60,9 +60,9 @@ class GLM4TokenizerConfig:
 
     @classmethod
     def nano(cls) -> GLM4TokenizerConfig:
-        """The first four layers of Whisper base, blocks of 0.64 s, 1,024 codes."""
+        """The first four layers of Whisper base, blocks of 1.28 s, 1,024 codes."""
         return cls(
-            n_mels=80, dim=512, n_heads=8, n_layers=4, ffn_dim=2048, block=32, codes=1024, ceiling=1.5
+            n_mels=80, dim=512, n_heads=8, n_layers=4, ffn_dim=2048, block=64, codes=1024, ceiling=1.5
         )  # fmt: skip
 
     @classmethod
