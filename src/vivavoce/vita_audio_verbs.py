@@ -20,7 +20,7 @@ from vivavoce.asr import Segment, Transcript
 from vivavoce.catalogue import SHIPPED
 from vivavoce.checkpoints.native import open_native
 from vivavoce.config import check_seed
-from vivavoce.detect.level import LevelDetector
+from vivavoce.detect.level import LevelConfig, LevelDetector
 from vivavoce.detect.segments import Segmenter, SegmentOptions
 from vivavoce.dialogue import Reply
 from vivavoce.dialogue.vita_audio_files import open_bundle
@@ -33,8 +33,8 @@ from vivavoce.tts import Speech
 from vivavoce.turns import Listener, TalkResult
 
 HEARING_RATE = 16_000
-BLOCK = 512
-QUIETEST = 10 ** (-50 / 20)  # root mean square of a block of BLOCK samples that may be speech
+BLOCK = LevelConfig.chunk
+QUIETEST = 10 ** (LevelConfig.quietest / 20)  # root mean square of a block that may be speech
 SHORTEST = 0.2  # seconds of such blocks that may be a word
 
 

@@ -83,3 +83,13 @@ def test_what_is_missing_is_said(corpus: Path, tiny: Options, tmp_path: Path) ->
         open(corpus, replace(tiny, tokenizer=str(tmp_path)))
     with pytest.raises(ConfigError, match="holds no set of utterances"):
         open(tmp_path, tiny)
+
+
+def test_a_decoder_goes_on_from_another(corpus: Path, tiny: Options, tmp_path: Path) -> None:
+    first = open(corpus, replace(tiny, seed=1))
+    first.finish(tmp_path / "model")
+    second = open(corpus, replace(tiny, before=str(tmp_path / "model"), lookahead=3))
+    fresh = open(corpus, replace(tiny, lookahead=3))
+    own, other = second.net.state_dict(), fresh.net.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in first.net.state_dict().items())
+    assert any(not torch.equal(own[name], other[name]) for name in own) and second.config.lookahead == 3

@@ -2,8 +2,8 @@
 
 ``codes-glm4.npz`` holds the codes of all utterances one behind the other (``codes``) and where each ends (``ends``),
 several times over where there are several ``views``: the first is the sound as recorded, in the others it is varied as
-in training, from the fifth on at wider speeds. ``codes-glm4.json`` holds the sum of the tokenizer's weights that made
-them; another tokenizer makes them anew.
+in training. ``codes-glm4.json`` holds the sum of the tokenizer's weights that made them; another tokenizer makes them
+anew.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _encode(
         wave, lengths = (tensor.to(device) for tensor in pad([corpus.wave(i) for i in batch]))
         if view:
             torch.manual_seed(1_000_003 * view + place)
-            wave, lengths = vary(wave, lengths, 0.1 if view < 4 else 0.25)
+            wave, lengths = vary(wave, lengths)
         with torch.autocast(device.type, torch.bfloat16, enabled=quick and device.type == "cpu"):
             codes = tokenizer(wave, lengths)
         values = codes.values[:, 0].cpu().numpy().astype("<i2")

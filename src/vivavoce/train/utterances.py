@@ -57,10 +57,10 @@ def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths
 
 
-def vary(wave: Tensor, lengths: Tensor, spread: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Padded waves (B, S) and lengths (B,) at another speed (up to ``spread`` slower or quicker, the pitch with it, one
-    for all rows), and each row at a random level (8 dB either way) with a little noise."""
-    speed = 1 - spread + 2 * spread * float(torch.rand(()))
+def vary(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded waves (B, S) and lengths (B,) at another speed (0.9 to 1.1, the pitch with it, one for all rows), and each
+    row at a random level (8 dB either way) with a little noise."""
+    speed = 0.9 + 0.2 * float(torch.rand(()))
     wave = F.interpolate(wave[:, None], size=max(1, round(wave.shape[1] / speed)), mode="linear")[:, 0]
     lengths = (lengths / speed).long().clamp(1, wave.shape[1])
     gain = 10 ** ((torch.rand(len(wave), 1, device=wave.device) * 16 - 8) / 20)
