@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -30,15 +31,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     write_records(folder, 3)
     write_talk(folder / "packing", modules=2, reads=None, able=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    with contextlib.ExitStack() as all_free:  # open at once, so that they are three
+        free = [all_free.enter_context(socket.socket()) for _ in range(3)]
+        for one in free:
+            one.bind(("127.0.0.1", 0))
+        ports = [str(one.getsockname()[1]) for one in free]
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]), "OMP_NUM_THREADS": "1"}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
     with (folder / "told.txt").open("w") as told:
         both = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.train.together", str(folder)], cwd=ROOT, stderr=told,
+                [sys.executable, "-m", "tests.train.together", str(folder), *ports], cwd=ROOT, stderr=told,
                 stdout=(folder / f"printed-{rank}.txt").open("w"),
                 env={**os.environ, **paths, **meeting, "RANK": str(rank), "VIVA_THREADS": "1"},
             )

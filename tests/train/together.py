@@ -1,13 +1,15 @@
 """One process of a run of several: tiny recipes that share their steps.
 
-python -m tests.train.together FOLDER     with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set
+python -m tests.train.together FOLDER PORT PORT PORT     with RANK, WORLD_SIZE and MASTER_ADDR set
+
+Each of its three runs meets at a port of its own.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from vivavoce.cli import main
 from vivavoce.train import loop
 from vivavoce.train.loop import Schedule
-from vivavoce.train.parallel import Pieces, Share, join
+from vivavoce.train.parallel import Pieces, Share, join, leave
 
 
 class Net(nn.Module):
@@ -87,9 +89,11 @@ def shared(share: Share, folder: Path) -> None:
         loop.train(SharedRecipe(share, in_pieces=in_pieces), folder / f"{name}-cut", resume=True)
 
 
-def tuned(world: int, desk: Path) -> None:
+def tuned(world: int, desk: Path, ports: Sequence[str] = ()) -> None:
     """``viva finetune`` on own records, with copies and in pieces."""
-    for processes in ("copies", "pieces") if world > 1 else ("copies",):
+    for number, processes in enumerate(("copies", "pieces") if world > 1 else ("copies",)):
+        if ports:
+            os.environ["MASTER_PORT"] = ports[number]
         pairs = ("budget=700", "written=1", "evaluate_every=5", "rate=1e-3", f"processes={processes}")
         given = [
             "--model",
@@ -113,8 +117,10 @@ def tuned(world: int, desk: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.modules["tensorboard"] = None  # pyright: ignore[reportArgumentType]
+    desk, *ports = sys.argv[1:]
+    os.environ["MASTER_PORT"] = ports[0]
     mine, _ = join(torch.device("cpu"))
     assert mine.world == int(os.environ["WORLD_SIZE"])
-    shared(mine, Path(sys.argv[1]))
-    tuned(mine.world, Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()
+    shared(mine, Path(desk))
+    leave()
+    tuned(mine.world, Path(desk), ports[1:])

@@ -81,10 +81,12 @@ def carry_out(
     as_json: bool, device: str | None, threads: int | None,
 ) -> None:  # fmt: skip
     """Train to the end, or as far as time allows, and say how far it came; ``again``: the command that goes on."""
+    from vivavoce.train import parallel
     from vivavoce.train.loop import ABOUT
 
     try:
         last = _run(row, corpus, options, folder, resume, minutes, as_json, device, threads)
+        parallel.leave()
     except KeyboardInterrupt:
         begun = (folder / ABOUT).exists()
         print(f"viva: stopped; go on with  {again}" if begun else "viva: stopped before the run began", file=sys.stderr)

@@ -186,6 +186,17 @@ class VITAAudio(nn.Module):
             passed=tuple(passed),
         )
 
+    def rewound(self, state: VITAAudioState, backbone: int, modules: int) -> VITAAudioState:
+        """The state with only the first positions of the caches, and no states waiting: what follows is to be read
+        again; the state given is consumed."""
+        none = tuple(part[:, :0] for part in state.hidden)
+        return VITAAudioState(
+            backbone=tuple(replace(c, position=torch.full_like(c.position, backbone)) for c in state.backbone),
+            modules=tuple(replace(c, position=torch.full_like(c.position, modules)) for c in state.modules),
+            hidden=none,
+            passed=none,
+        )
+
     def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
         """States (..., D) -> logits (..., V), or (..., R) of a run of R tokens, for which alone is computed."""
         if rows is None:

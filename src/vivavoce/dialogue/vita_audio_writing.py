@@ -9,8 +9,8 @@ and the answer ends at its end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioState
 from vivavoce.dialogue.vita_audio_prompts import VITATokens
 from vivavoce.errors import ConfigError, nearest
 from vivavoce.search.sampling import SamplingOptions, sample
+from vivavoce.state import fork
 
 MODES: dict[str, tuple[int, ...]] = {
     "vanilla": (8192, 0),
@@ -92,6 +93,69 @@ class Writer:
         self.read, self.drafted = read, drafted
         del self.tokens[length:]
 
+    def cut(self, length: int) -> None:
+        """Shorten the text to ``length`` tokens, however far back in the answer: the last of them, one more than there
+        are modules, are read again, so that modules find the states they read from."""
+        if not self.begun <= length <= len(self.tokens):
+            raise ValueError(f"the text can be cut to {self.begun} up to {len(self.tokens)} tokens, not to {length}")
+        del self.tokens[length:]
+        if self.read < length and max(self.drafted, default=0) <= length:
+            return
+        known = min([self.read, length - 1 - len(self.drafted), *(d - 1 - n for n, d in enumerate(self.drafted))])
+        self.read = max(self.begun - 1, known)
+        self.drafted = [self.read + 1 + number for number in range(len(self.drafted))]
+        self.state = self.model.rewound(self.state, self.read, self.read + 1 - self.begun)
+
+    def fork(self) -> Writer:
+        """Another writer with the same text; what one writes does not touch the other."""
+        return replace(self, state=fork(self.state), tokens=list(self.tokens), drafted=list(self.drafted))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The text and as much of the state as is filled: for a file."""
+        live = {f"hidden.{n}": part for n, part in enumerate(self.state.hidden)}
+        live |= {f"passed.{n}": part for n, part in enumerate(self.state.passed)}
+        for room, caches in (("backbone", self.state.backbone), ("modules", self.state.modules)):
+            for number, cache in enumerate(caches):
+                filled = int(cache.position[0])
+                live[f"{room}.{number}.key"] = cache.key[:, :, :filled].contiguous()
+                live[f"{room}.{number}.value"] = cache.value[:, :, :filled].contiguous()
+        counts = [self.read, self.begun, self.passes, self.drafts, *self.drafted]
+        return live | {"tokens": torch.tensor(self.tokens), "counts": torch.tensor(counts)}
+
+    @classmethod
+    def from_tensors(cls, model: VITAAudio, tensors: Mapping[str, Tensor], capacity: int | None = None) -> Writer:
+        """The inverse of :meth:`to_tensors`; ValueError where tensors are missing, do not fit the model, or are more
+        than ``capacity`` positions hold."""
+        writer, given = cls.begin(model, capacity), dict(tensors)
+        try:
+            tokens, counts = given.pop("tokens").tolist(), given.pop("counts").tolist()
+            read, begun, passes, drafts = counts[:4]
+            drafted = counts[4:]
+            if len(drafted) != len(model.mctp) or not 0 <= read <= len(tokens) <= writer.room or begun < 1:
+                raise ValueError("the counts do not fit each other")
+            if not all(0 <= token < model.config.vocab_size for token in tokens):
+                raise ValueError("a token is not in the vocabulary")
+            filled = {"backbone": [read] * len(writer.state.backbone)}
+            filled["modules"] = [index - begun - number for number, index in enumerate(drafted)]
+            for room, caches in (("backbone", writer.state.backbone), ("modules", writer.state.modules)):
+                for number, (cache, length) in enumerate(zip(caches, filled[room], strict=True)):
+                    for part, kept in (("key", cache.key), ("value", cache.value)):
+                        kept[:, :, :length].copy_(_shaped(given.pop(f"{room}.{number}.{part}"), kept[:, :, :length]))
+                    cache.position.fill_(length)
+            waiting = {room: list[Tensor]() for room in ("hidden", "passed")}
+            for room, parts in waiting.items():
+                for number, empty in enumerate(writer.state.hidden):
+                    part = given.pop(f"{room}.{number}")
+                    parts.append(_shaped(part, empty.new_empty(1, part.shape[1], empty.shape[2])))
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{error} is missing or does not fit") from error
+        if given:
+            raise ValueError(f"{sorted(given)[0]} is not part of it")
+        writer.tokens, writer.read, writer.begun, writer.drafted = tokens, read, begun, drafted
+        writer.passes, writer.drafts = passes, drafts
+        writer.state = replace(writer.state, hidden=tuple(waiting["hidden"]), passed=tuple(waiting["passed"]))
+        return writer
+
     def backbone(self, rows: slice | None = None) -> Tensor:
         """Let the backbone read what it has not read -> logits of the next token, (V,) or those of some rows."""
         return self.model.logits(self.states(1)[-1], rows)
@@ -135,6 +199,13 @@ class Writer:
         hidden, self.state = self.model.draft(number, new, first, self.state, len(self.tokens) - begun)
         self.drafted[number], self.drafts = len(self.tokens), self.drafts + 1
         return hidden
+
+
+def _shaped(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor, if it has the shape and type of another."""
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        raise ValueError(f"a tensor is {list(tensor.shape)} and should be {list(like.shape)}")
+    return tensor.to(like.device)
 
 
 @dataclass(frozen=True)

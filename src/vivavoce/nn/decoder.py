@@ -8,7 +8,7 @@ them); layouts with interleaved pairs are converted on import.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +87,19 @@ class DecoderLayer(nn.Module):
         cache = append(cache, key, value, span)
         return self._rest(x, attend(query, cache.key[:, :, :span], cache.value[:, :, :span], mask)), cache
 
+    def together(
+        self, x: Tensor, caches: Sequence[KVCache], angles: tuple[Tensor, Tensor], masks: Sequence[Tensor | None],
+        spans: Sequence[int], lengths: Sequence[int],
+    ) -> tuple[Tensor, list[KVCache]]:  # fmt: skip
+        """x (1, sum of T, D) of several texts with a cache each."""
+        parts = zip(*(part.split(list(lengths), dim=2) for part in self._heads(x, angles)), strict=True)
+        seen, after = list[Tensor](), list[KVCache]()
+        for (query, key, value), cache, mask, span in zip(parts, caches, masks, spans, strict=True):
+            cache = append(cache, key, value, span)
+            seen.append(attend(query, cache.key[:, :, :span], cache.value[:, :, :span], mask))
+            after.append(cache)
+        return self._rest(x, torch.cat(seen, dim=2)), after
+
     def teach(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """A whole text at once, without a cache: mask bool (B, 1, T, T)."""
         query, key, value = self._heads(x, angles)
@@ -119,6 +132,34 @@ def run(
     return x, tuple(caches)
 
 
+def run_together(
+    layers: Iterable[nn.Module], x: Tensor, states: Sequence[tuple[KVCache, ...]], table: Tensor,
+    spans: Sequence[int], lengths: Sequence[int], offsets: Sequence[int] | None = None,
+) -> tuple[Tensor, list[tuple[KVCache, ...]]]:  # fmt: skip
+    """As :func:`run` with the rows of several texts behind each other, x (1, sum of T, D): matrices are multiplied for
+    all at once, attention is each text's own."""
+    cosines, sines, masks = list[Tensor](), list[Tensor](), list[Tensor | None]()
+    for state, span, length, offset in zip(states, spans, lengths, offsets or [0] * len(spans), strict=True):
+        cosine, sine = table[:, offset + span - length : offset + span]
+        cosines, sines = [*cosines, cosine], [*sines, sine]
+        masks.append(visible(state[0].position, length, span))
+    angles = torch.cat(cosines)[None, None], torch.cat(sines)[None, None]
+    after: list[list[KVCache]] = [[] for _ in states]
+    for number, layer in enumerate(layers):
+        assert isinstance(layer, DecoderLayer)
+        caches = [state[number] for state in states]
+        x, caches = layer.together(x, caches, angles, masks, spans, lengths)
+        for own, cache in zip(after, caches, strict=True):
+            own.append(cache)
+    return x, [tuple(own) for own in after]
+
+
+def moved_on(state: tuple[KVCache, ...], length: int) -> tuple[KVCache, ...]:
+    """Caches whose next ``length`` slots have been written."""
+    position = state[0].position + length
+    return tuple([KVCache(cache.key, cache.value, position) for cache in state])
+
+
 class Decoder(nn.Module):
     """A stack of layers over embeddings; the caller owns embedding and head."""
 
@@ -146,26 +187,45 @@ class Decoder(nn.Module):
         position, length = state[0].position, x.shape[1]
         if span is None:
             span = int(position.max()) + length
-        native_step = self._native_step(x, state, span)
+        native_step = self._native_step(x, [state], [span], [length]) if x.shape[0] == 1 else None
         if native_step is not None:
-            position = position + length
-            return native_step, tuple([KVCache(cache.key, cache.value, position) for cache in state])
+            return native_step, moved_on(state, length)
         x, state = run(self.layers, x, state, self.angles(x), span)
         return self.norm(x), state
+
+    def step_together(
+        self, parts: Sequence[Tensor], states: Sequence[tuple[KVCache, ...]], spans: Sequence[int]
+    ) -> tuple[list[Tensor], list[tuple[KVCache, ...]]]:
+        """Texts of different ages in one pass, so that weights are read once for all: further embeddings (1, T, D) of
+        each -> their normed states and caches. ``spans``: as in :meth:`step`."""
+        lengths, x = [part.shape[1] for part in parts], torch.cat(list(parts), dim=1)
+        hidden = self._native_step(x, states, spans, lengths)
+        if hidden is not None:
+            after = [moved_on(state, length) for state, length in zip(states, lengths, strict=True)]
+        else:
+            hidden, after = run_together(self.layers, x, states, self.angles(x), spans, lengths)
+            hidden = self.norm(hidden)
+        return list(hidden.split(lengths, dim=1)), after
 
     def forward(self, x: Tensor) -> Tensor:
         """The whole sequence at once: step in one piece."""
         return self.step(x, self.init_state(x.shape[0], x.shape[1]), x.shape[1])[0]
 
-    def _native_step(self, x: Tensor, state: tuple[KVCache, ...], span: int) -> Tensor | None:
-        """The step in C, where it may be taken there: one conversation, inference, integer layers."""
-        if x.shape[0] != 1 or x.dtype != torch.float32 or torch.is_grad_enabled() or x.device.type != "cpu":
+    def _native_step(
+        self, x: Tensor, states: Sequence[tuple[KVCache, ...]], spans: Sequence[int], lengths: Sequence[int]
+    ) -> Tensor | None:
+        """The step in C, where it may be taken there: inference, layers for the C kernels."""
+        if x.dtype != torch.float32 or torch.is_grad_enabled() or x.device.type != "cpu":
             return None
         if self._stack is None and native.active():
             self._stack = self._plan()
         if self._stack is None:
             return None
-        return self._stack.step(x, [cache.key for cache in state], [cache.value for cache in state], span)
+        texts = [
+            native.TextRows([cache.key for cache in state], [cache.value for cache in state], span, length)
+            for state, span, length in zip(states, spans, lengths, strict=True)
+        ]
+        return self._stack.step(x, texts)
 
     def _plan(self) -> native.NativeStack | None:
         c = self.config

@@ -1,16 +1,19 @@
-// Linear layers over 8- and 4-bit weights, and one pass through a whole decoder stack (nn/decoder.py), for a CPU.
+// Linear layers over floats and over 8- and 4-bit weights, one pass of several texts through a whole decoder stack
+// (nn/decoder.py), and a chain of small modules that write ahead (nn/drafting.py), for a CPU.
 //
-// Weights stay as they are in memory; activations are rounded to signed 8 bits on the fly, in groups with a scale each.
-// Products are exact integers, and every sum of floats runs in an order that does not depend on how many rows are
-// computed at once or by how many threads: a row's result never depends on its neighbours.
+// Weights stay as they are in memory. Beside integer weights, activations are rounded to signed 8 bits on the fly, in
+// groups with a scale each, and products are exact integers. Every sum of floats runs in an order that does not depend
+// on how many rows are computed at once or by how many threads: a row's result never depends on its neighbours.
 //
 // Letters: T rows of activations, N outputs, K inputs, D width of the stack, G key/value heads.
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define VNNI 1
 #else
 #define VNNI 0
@@ -27,25 +30,30 @@
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 #define GROUP 32               // weights that share a scale in the 4-bit form
-#define TILE 16                // rows of a 4-bit matrix that lie interleaved: one lane of a register each
+#define TILE 16                // rows of a float or 4-bit matrix that lie interleaved: one lane of a register each
 #define TILE_BYTES (TILE * 20) // per group: 16 bytes of levels, 2 of scale, 2 of lowest value, for each of 16 rows
 
-enum { INT8 = 8, INT4 = 4 };
+enum { FLOAT = 32, INT8 = 8, INT4 = 4 };
 
-// A layer. INT8: weight is (N, K) int8, scale (N). INT4: weight is (N / 16, K / 32, 320) bytes, the tiles of
-// nn/quantized.py: pack_tiles; scale is unused.
+// A layer. FLOAT: weight is (N / 16, K, 16) floats, nn/packed.py: pack_rows. INT8: weight is (N, K) int8, scale (N).
+// INT4: weight is (N / 16, K / 32, 320) bytes, the tiles of nn/quantized.py: pack_tiles. Only INT8 has a scale.
 typedef struct {
     int64_t kind, n, k;
     const void *weight;
     const float *scale, *bias; // bias may be NULL
 } Linear;
 
-// T rows of rounded activations: x ~ q * scale per group; sum is the sum of a group's q (exact in a float).
+// T rows of activations. Rounded: x ~ q * scale per group; sum is the sum of a group's q (exact in a float). Floats, as
+// a float layer takes them: (T, K) at x.
 typedef struct {
     int8_t *q; // (T, stride), zeros behind K
     float *scale, *sum; // (T, groups)
     int64_t stride, groups;
+    float *x;
 } Active;
+
+typedef float Lanes __attribute__((vector_size(64)));
+typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias)); // the same, anywhere in memory
 
 INLINE int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -80,15 +88,25 @@ static void quantise(const float *restrict x, int64_t k, int64_t group, const Ac
     memset(q + k, 0, (size_t)(a->stride - k));
 }
 
-// Where rounded activations of a layer lie in a workspace.
+// Where the activations of a layer lie in a workspace.
 static Active place(void *work, const Linear *l, int64_t t) {
+    if (l->kind == FLOAT) return (Active){.x = work};
     int64_t stride = up(l->k, 64), groups = l->kind == INT8 ? 1 : l->k / GROUP;
     float *floats = (float *)((char *)work + t * stride);
-    return (Active){work, floats, floats + t * groups, stride, groups};
+    return (Active){work, floats, floats + t * groups, stride, groups, NULL};
 }
 
 static int64_t place_bytes(const Linear *l, int64_t t) {
+    if (l->kind == FLOAT) return up(4 * t * l->k, 64);
     return up(t * (up(l->k, 64) + 8 * (l->kind == INT8 ? 1 : l->k / GROUP)), 64);
+}
+
+// Make a row of K floats what the layer multiplies.
+static void take_row(const Linear *l, const float *x, const Active *a, int64_t t) {
+    if (l->kind == FLOAT)
+        memcpy(a->x + t * l->k, x, 4 * (size_t)l->k);
+    else
+        quantise(x, l->k, l->kind == INT8 ? l->k : GROUP, a, t);
 }
 
 #if VNNI
@@ -236,9 +254,97 @@ INLINE void int4_block(const Linear *l, const Active *a, int64_t n, int64_t t, i
             y[(t + c) * pitch + n + r] = l->bias ? out[c][r] + l->bias[n + r] : out[c][r];
 }
 
+#if defined(__AVX512F__)
+#define ROWS 12 // of activations whose sums fit into registers beside two tiles of weights
+#define SUM(sum, weights, value) _mm512_fmadd_ps(weights, _mm512_set1_ps(value), sum)
+typedef __m512 Register;
+#else
+#define ROWS 2
+#define SUM(sum, weights, value) ((sum) + (weights) * (value))
+typedef Lanes Register;
+#endif
+
+// y[t ..][n ..] for `tiles` times 16 interleaved rows of floats and `count` rows of activations, both constants once
+// inlined. Each lane sums one output, input after input.
+INLINE void float_block(const Linear *l, const float *x, int64_t n, int tiles, int count, float *y, int64_t pitch) {
+    const float *w = (const float *)l->weight + n * l->k;
+    Register sum[ROWS][4];
+#pragma GCC unroll 12
+    for (int c = 0; c < count; c++)
+#pragma GCC unroll 4
+        for (int r = 0; r < tiles; r++) sum[c][r] = (Register){0};
+    for (int64_t i = 0; i < l->k; i++) {
+        Register v[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < tiles; r++) v[r] = *(const Loose *)(w + (r * l->k + i) * TILE);
+#pragma GCC unroll 12
+        for (int c = 0; c < count; c++)
+#pragma GCC unroll 4
+            for (int r = 0; r < tiles; r++) sum[c][r] = SUM(sum[c][r], v[r], x[c * l->k + i]);
+    }
+    for (int c = 0; c < count; c++)
+        for (int r = 0; r < tiles; r++) {
+            int64_t from = n + r * TILE, left = l->n - from;
+            if (l->bias)
+                for (int64_t j = 0; j < (left < TILE ? left : TILE); j++) sum[c][r][j] += l->bias[from + j];
+            if (left >= TILE)
+                *(Loose *)(y + c * pitch + from) = sum[c][r];
+            else
+                for (int64_t j = 0; j < left; j++) y[c * pitch + from + j] = sum[c][r][j];
+        }
+}
+
+// All T rows of activations against `tiles` tiles, as many at once as there are registers for.
+static void float_tiles(const Linear *l, const Active *a, int64_t n, int tiles, int64_t length, float *y,
+                        int64_t pitch) {
+    for (int64_t t = 0, count; t < length; t += count) {
+        int64_t left = length - t;
+        count = left <= ROWS ? left : left < 2 * ROWS ? (left + 1) / 2 : ROWS;
+        const float *x = a->x + t * l->k;
+        float *to = y + t * pitch;
+#define CASE(rows)                                                                                                     \
+    case rows:                                                                                                         \
+        if (tiles == 2)                                                                                                \
+            float_block(l, x, n, 2, rows, to, pitch);                                                                  \
+        else                                                                                                           \
+            float_block(l, x, n, 1, rows, to, pitch);                                                                  \
+        break;
+        switch (count) {
+            CASE(1)
+            CASE(2)
+#if ROWS > 2
+            CASE(3)
+            CASE(4)
+            CASE(5)
+            CASE(6)
+            CASE(7)
+            CASE(8)
+            CASE(9)
+            CASE(10)
+            CASE(11)
+            CASE(12)
+#endif
+        }
+#undef CASE
+    }
+}
+
+static void float_share(const Linear *l, const Active *a, int64_t length, float *y, int64_t pitch, int part,
+                        int parts) {
+    int64_t tiles = (l->n + TILE - 1) / TILE, b = tiles * part / parts, end = tiles * (part + 1) / parts;
+    if (length == 1) // waits for memory: more streams of it at once
+        for (; b + 4 <= end; b += 4) float_block(l, a->x, b * TILE, 4, 1, y, pitch);
+    for (; b + 2 <= end; b += 2) float_tiles(l, a, b * TILE, 2, length, y, pitch);
+    for (; b < end; b++) float_tiles(l, a, b * TILE, 1, length, y, pitch);
+}
+
 // One thread's share of y (T, N), whose rows are `pitch` floats apart.
 static void linear_share(const Linear *l, const Active *a, int64_t length, float *y, int64_t pitch, int part,
                          int parts) {
+    if (l->kind == FLOAT) {
+        float_share(l, a, length, y, pitch, part, parts);
+        return;
+    }
     int64_t height = l->kind == INT8 ? 4 : TILE, blocks = (l->n + height - 1) / height;
     for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
         int64_t n = b * height, t = 0;
@@ -258,11 +364,10 @@ EXPORT int64_t linear_bytes(const Linear *l, int64_t length) { return place_byte
 // y (T, N) = x (T, K) times the layer's rows, plus bias. work: linear_bytes of memory.
 EXPORT void linear(const Linear *l, int64_t length, const float *x, float *y, void *work, int32_t threads) {
     Active a = place(work, l, length);
-    int64_t group = l->kind == INT8 ? l->k : GROUP;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         int part = THREAD, parts = THREADS;
-        for (int64_t t = part; t < length; t += parts) quantise(x + t * l->k, l->k, group, &a, t);
+        for (int64_t t = part; t < length; t += parts) take_row(l, x + t * l->k, &a, t);
 #pragma omp barrier
         linear_share(l, &a, length, y, l->n, part, parts);
     }
@@ -284,8 +389,12 @@ typedef struct {
     const Layer *layers;
 } Plan;
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias)); // the same, anywhere in memory
+// One of the texts of a pass: it brings `length` rows, and its caches grow to `span`.
+typedef struct {
+    float *const *keys, *const *values; // of each layer, (G, capacity, width)
+    int64_t capacity, span, length;
+    int64_t offset; // position in the text of the first slot
+} Text;
 
 INLINE float dot(const float *a, const float *b, int64_t n) {
     Lanes sum = {0};
@@ -341,20 +450,21 @@ static void attend(const float *query, const float *keys, const float *values, i
 
 // All query heads of one key/value head: turn, append to the cache (capacity, width), attend. Heads of a row of
 // `joined` are queries, keys, values; the answers take the place of the queries.
-static void attention_share(const Plan *p, float *joined, int64_t pitch, float *key, float *value, int64_t capacity,
-                            int64_t length, int64_t span, int64_t g, float *scores) {
-    int64_t w = p->width, each = p->heads / p->groups, start = span - length;
-    key += g * capacity * w, value += g * capacity * w;
+static void attention_share(const Plan *p, float *joined, int64_t pitch, const Text *text, int64_t layer, int64_t g,
+                            float *scores) {
+    int64_t w = p->width, each = p->heads / p->groups, start = text->span - text->length;
+    float *key = text->keys[layer] + g * text->capacity * w, *value = text->values[layer] + g * text->capacity * w;
+    const float *angles = p->table + (start + text->offset) * w;
     float turned[1024];
-    for (int64_t t = 0; t < length; t++) {
-        const float *row = joined + t * pitch, *cosine = p->table + (start + t) * w;
+    for (int64_t t = 0; t < text->length; t++) {
+        const float *row = joined + t * pitch, *cosine = angles + t * w;
         rotate(row + (p->heads + g) * w, cosine, cosine + p->context * w, w, key + (start + t) * w);
         memcpy(value + (start + t) * w, row + (p->heads + p->groups + g) * w, 4 * (size_t)w);
     }
-    for (int64_t t = 0; t < length; t++)
+    for (int64_t t = 0; t < text->length; t++)
         for (int64_t h = g * each; h < (g + 1) * each; h++) {
             float *query = joined + t * pitch + h * w;
-            const float *cosine = p->table + (start + t) * w;
+            const float *cosine = angles + t * w;
             rotate(query, cosine, cosine + p->context * w, w, turned);
             attend(turned, key, value, start + t + 1, w, scores, query);
         }
@@ -372,21 +482,22 @@ static void sizes(const Plan *p, int64_t length, int64_t *wide, int64_t *bytes) 
     }
 }
 
-EXPORT int64_t decoder_bytes(const Plan *p, int64_t length, int64_t span, int32_t threads) {
+EXPORT int64_t decoder_bytes(const Plan *p, int64_t rows, int64_t span, int32_t threads) {
     int64_t wide, bytes;
-    sizes(p, length, &wide, &bytes);
-    return bytes + 4 * (length * (wide + 2 * p->dim) + threads * up(span, 16));
+    sizes(p, rows, &wide, &bytes);
+    return bytes + 4 * (rows * (wide + 2 * p->dim) + threads * up(span, 16));
 }
 
-// x (T, D) embeddings -> y (T, D) normed states; the caches (G, capacity, width) of every layer grow to `span`.
-// work: decoder_bytes of memory. The caller has checked that span fits capacity and context.
-EXPORT void decoder_step(const Plan *p, float *const *keys, float *const *values, int64_t capacity, int64_t span,
-                         int64_t length, const float *x, float *y, void *work, int32_t threads) {
-    int64_t wide, bytes, d = p->dim;
-    sizes(p, length, &wide, &bytes);
-    float *stream = (float *)((char *)work + bytes), *narrow = stream + length * d, *joined = narrow + length * d;
-    float *scores = joined + length * wide;
-    memcpy(stream, x, 4 * (size_t)(length * d));
+// x (T, D) embeddings of all texts, one text after the other -> y (T, D) normed states. work: decoder_bytes of memory
+// for all rows and the longest span. The caller has checked that spans fit capacities and context.
+EXPORT void decoder_step(const Plan *p, const Text *texts, int64_t n_texts, const float *x, float *y, void *work,
+                         int32_t threads) {
+    int64_t wide, bytes, d = p->dim, rows = 0, span = 0;
+    for (int64_t i = 0; i < n_texts; i++) rows += texts[i].length, span = most(span, texts[i].span);
+    sizes(p, rows, &wide, &bytes);
+    float *stream = (float *)((char *)work + bytes), *narrow = stream + rows * d, *joined = narrow + rows * d;
+    float *scores = joined + rows * wide;
+    memcpy(stream, x, 4 * (size_t)(rows * d));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         int part = THREAD, parts = THREADS;
@@ -394,51 +505,189 @@ EXPORT void decoder_step(const Plan *p, float *const *keys, float *const *values
         // matrices are multiplied.
         for (int64_t i = 0; i < p->n_layers; i++) {
             const Layer *l = p->layers + i;
-            Active a = place(work, &l->qkv, length);
-            int64_t group = l->qkv.kind == INT8 ? d : GROUP;
-            for (int64_t t = part; t < length; t += parts) {
+            Active a = place(work, &l->qkv, rows);
+            for (int64_t t = part; t < rows; t += parts) {
                 if (i)
                     for (int64_t j = 0; j < d; j++) stream[t * d + j] += narrow[t * d + j];
                 rms_norm(stream + t * d, l->attention_norm, d, p->eps, narrow + t * d);
-                quantise(narrow + t * d, d, group, &a, t);
+                take_row(&l->qkv, narrow + t * d, &a, t);
             }
 #pragma omp barrier
-            linear_share(&l->qkv, &a, length, joined, wide, part, parts);
+            linear_share(&l->qkv, &a, rows, joined, wide, part, parts);
 #pragma omp barrier
-            for (int64_t g = part; g < p->groups; g += parts)
-                attention_share(p, joined, wide, keys[i], values[i], capacity, length, span, g,
-                                scores + part * up(span, 16));
+            float *from = joined;
+            for (int64_t n = 0; n < n_texts; from += texts[n++].length * wide)
+                for (int64_t g = 0; g < p->groups; g++)
+                    if ((n * p->groups + g) % parts == part)
+                        attention_share(p, from, wide, texts + n, i, g, scores + part * up(span, 16));
 #pragma omp barrier
-            a = place(work, &l->out, length);
-            group = l->out.kind == INT8 ? l->out.k : GROUP;
-            for (int64_t t = part; t < length; t += parts) quantise(joined + t * wide, l->out.k, group, &a, t);
+            a = place(work, &l->out, rows);
+            for (int64_t t = part; t < rows; t += parts) take_row(&l->out, joined + t * wide, &a, t);
 #pragma omp barrier
-            linear_share(&l->out, &a, length, narrow, d, part, parts);
+            linear_share(&l->out, &a, rows, narrow, d, part, parts);
 #pragma omp barrier
-            a = place(work, &l->gate_up, length);
-            group = l->gate_up.kind == INT8 ? d : GROUP;
-            for (int64_t t = part; t < length; t += parts) {
+            a = place(work, &l->gate_up, rows);
+            for (int64_t t = part; t < rows; t += parts) {
                 for (int64_t j = 0; j < d; j++) stream[t * d + j] += narrow[t * d + j];
                 rms_norm(stream + t * d, l->ffn_norm, d, p->eps, narrow + t * d);
-                quantise(narrow + t * d, d, group, &a, t);
+                take_row(&l->gate_up, narrow + t * d, &a, t);
             }
 #pragma omp barrier
-            linear_share(&l->gate_up, &a, length, joined, wide, part, parts);
+            linear_share(&l->gate_up, &a, rows, joined, wide, part, parts);
 #pragma omp barrier
-            a = place(work, &l->down, length);
-            group = l->down.kind == INT8 ? p->ffn : GROUP;
-            for (int64_t t = part; t < length; t += parts) {
+            a = place(work, &l->down, rows);
+            for (int64_t t = part; t < rows; t += parts) {
                 float *gate = joined + t * wide;
                 for (int64_t j = 0; j < p->ffn; j++) gate[j] = gate[j] / (1 + exponential(-gate[j])) * gate[p->ffn + j];
-                quantise(gate, p->ffn, group, &a, t);
+                take_row(&l->down, gate, &a, t);
             }
 #pragma omp barrier
-            linear_share(&l->down, &a, length, narrow, d, part, parts);
+            linear_share(&l->down, &a, rows, narrow, d, part, parts);
 #pragma omp barrier
         }
-        for (int64_t t = part; t < length; t += parts) {
+        for (int64_t t = part; t < rows; t += parts) {
             for (int64_t j = 0; j < d; j++) stream[t * d + j] += narrow[t * d + j];
             rms_norm(stream + t * d, p->norm, d, p->eps, y + t * d);
+        }
+    }
+}
+
+// --------------------------------------------------------------------------------------------- modules that write ahead
+
+typedef struct {
+    const float *embed_norm, *hidden_norm; // (D)
+    Linear project;                        // (D, 2 D)
+    Layer layer;
+} Module;
+
+typedef struct {
+    Plan plan; // sizes, final norm and angles; its layers are not used
+    int64_t n_modules;
+    const Module *modules;
+    const void *embedding;        // (V, D), floats or int8
+    const float *embedding_scale; // (V) of int8, NULL beside floats
+    Linear head;                  // (V, D)
+} Drafter;
+
+// Where a token is to stand: a run of the vocabulary and which of it may; what comes after it.
+typedef struct {
+    int64_t first, count;
+    const uint8_t *allowed, *last; // (count); after a token of `last` (may be NULL) the run is over
+    int64_t next;                  // the place after that
+} Place;
+
+// One text and the run of drafts it gets.
+typedef struct {
+    float *const *keys, *const *values; // of each module, (G, capacity, width)
+    int64_t capacity, begun;            // slots; index of the first token that module 0 reads
+    int64_t *tokens, count;             // the text, with room behind it for the drafts
+    int64_t *drafted;                   // of each module: index of its next token
+    float *const *states;     // of each module: what its predecessor says, from the token before its next one on
+    const int64_t *n_waiting; // how many of those there are; the rest is room for what is said in this run
+    int64_t size, place, written; // drafts at most, of the first of them, made
+} Run;
+
+// The rows of a run of outputs: a layer that gives them, `before` others in front.
+static Linear some_rows(const Linear *l, int64_t first, int64_t count, int64_t *before) {
+    int64_t start = l->kind == INT8 ? first : first / TILE * TILE;
+    int64_t bytes = l->kind == FLOAT ? 4 * l->k : l->kind == INT8 ? l->k : l->k / GROUP * TILE_BYTES / TILE;
+    Linear some = *l;
+    some.weight = (const char *)l->weight + start * bytes;
+    if (l->scale) some.scale = l->scale + start;
+    if (l->bias) some.bias = l->bias + start;
+    *before = first - start, some.n = *before + count;
+    return some;
+}
+
+static void embed(const Drafter *d, int64_t token, float *y) {
+    int64_t n = d->plan.dim;
+    if (!d->embedding_scale) memcpy(y, (const float *)d->embedding + token * n, 4 * (size_t)n);
+    for (int64_t i = 0; d->embedding_scale && i < n; i++)
+        y[i] = (float)((const int8_t *)d->embedding)[token * n + i] * d->embedding_scale[token];
+}
+
+// The next token of each of n states (n, D) that stand before the same place.
+static void choose(const Drafter *d, const Place *place, const float *x, int64_t n, int64_t *tokens, void *work,
+                   int32_t threads) {
+    int64_t before;
+    Linear rows = some_rows(&d->head, place->first, place->count, &before);
+    float *logits = (float *)((char *)work + place_bytes(&d->head, n));
+    linear(&rows, n, x, logits, work, threads);
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = logits + i * rows.n + before;
+        int64_t best = -1;
+        for (int64_t j = 0; j < place->count; j++)
+            if (place->allowed[j] && (best < 0 || row[j] > row[best])) best = j;
+        tokens[i] = place->first + best;
+    }
+}
+
+// Bytes of memory that `draft` needs; rows: the most that one module reads of all texts, outputs: of the widest place.
+EXPORT int64_t draft_bytes(const Drafter *d, int64_t n_runs, int64_t rows, int64_t span, int64_t outputs,
+                           int32_t threads) {
+    int64_t most_bytes = place_bytes(&d->head, n_runs) + 4 * n_runs * (outputs + TILE);
+    for (int64_t i = 0; i < d->n_modules; i++) {
+        Plan p = d->plan;
+        p.n_layers = 1, p.layers = &d->modules[i].layer;
+        most_bytes = most(most_bytes, most(place_bytes(&d->modules[i].project, rows),
+                                           decoder_bytes(&p, rows, span, threads)));
+    }
+    return up(4 * (4 * rows + n_runs) * d->plan.dim + n_runs * (int64_t)(sizeof(Text) + 2 * sizeof(int64_t)), 64) +
+           most_bytes;
+}
+
+// Let modules 0, 1, ... each write the likeliest token behind every text, until all have their drafts. A module first
+// reads what it has not read of the text; its states go behind what waits for the next one. work: draft_bytes.
+EXPORT void draft(const Drafter *d, const Place *places, Run *runs, int64_t n_runs, int64_t rows, void *work,
+                  int32_t threads) {
+    int64_t dim = d->plan.dim;
+    float *joined = work, *x = joined + 2 * rows * dim, *y = x + rows * dim, *ends = y + rows * dim;
+    Text *texts = (Text *)(ends + n_runs * dim);
+    int64_t *going = (int64_t *)(texts + n_runs), *chosen = going + n_runs, n_going;
+    void *rest = (char *)work + up((char *)(chosen + n_runs) - (char *)work, 64);
+    for (int64_t number = 0; number < d->n_modules; number++) {
+        const Module *m = d->modules + number;
+        int64_t at = 0;
+        n_going = 0;
+        for (int64_t i = 0; i < n_runs; i++) {
+            Run *r = runs + i;
+            if (r->written < number || r->size <= number) continue;
+            int64_t first = r->drafted[number], length = r->count - first;
+            for (int64_t t = 0; t < length; t++, at++) {
+                embed(d, r->tokens[first + t], y);
+                rms_norm(y, m->embed_norm, dim, d->plan.eps, joined + 2 * at * dim);
+                rms_norm(r->states[number] + t * dim, m->hidden_norm, dim, d->plan.eps, joined + (2 * at + 1) * dim);
+            }
+            texts[n_going] = (Text){r->keys + number, r->values + number, r->capacity,
+                                    r->count - r->begun - number, length, r->begun + number};
+            going[n_going++] = i;
+        }
+        if (!n_going) break;
+        linear(&m->project, at, joined, x, rest, threads);
+        Plan p = d->plan;
+        p.n_layers = 1, p.layers = &m->layer;
+        decoder_step(&p, texts, n_going, x, y, rest, threads);
+        at = 0;
+        for (int64_t n = 0; n < n_going; at += texts[n++].length) {
+            Run *r = runs + going[n];
+            if (number + 1 < d->n_modules)
+                memcpy(r->states[number + 1] + r->n_waiting[number + 1] * dim, y + at * dim,
+                       4 * (size_t)(texts[n].length * dim));
+            memcpy(ends + n * dim, y + (at + texts[n].length - 1) * dim, 4 * (size_t)dim);
+            r->drafted[number] = r->count;
+        }
+        for (int64_t n = 0, same; n < n_going; n += same) { // neighbours before the same place are scored together
+            const Place *place = places + runs[going[n]].place;
+            for (same = 1; n + same < n_going && runs[going[n + same]].place == runs[going[n]].place;) same++;
+            choose(d, place, ends + n * dim, same, chosen + n, rest, threads);
+        }
+        for (int64_t n = 0; n < n_going; n++) {
+            Run *r = runs + going[n];
+            const Place *place = places + r->place;
+            r->tokens[r->count++] = chosen[n];
+            r->written++;
+            if (place->last && place->last[chosen[n] - place->first]) r->size = r->written;
+            r->place = place->next;
         }
     }
 }

@@ -1,8 +1,8 @@
 """The C kernels of native.c: compiled on first use where a C compiler is there, never needed.
 
-``enable(folder)`` is called once by whoever loads a model; from then on integer layers built by nn/quantized.py keep
-their plain rows and compute in C, and nn/decoder.py passes one conversation through a whole stack in one call. Without
-a compiler, or with VIVA_NATIVE=0 in the environment, everything runs on torch; ``status()`` says which, and why.
+``enable(folder)`` is called once by whoever loads a model; from then on layers built by nn/quantized.py and
+nn/packed.py compute in C, and nn/decoder.py passes texts through a whole stack in one call. Without a compiler, or with
+VIVA_NATIVE=0 in the environment, everything runs on torch; ``status()`` says which, and why.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 FIXED = ("-std=gnu11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
 MAX_WIDTH = 1024  # of a head, as native.c has room for
+MAX_TEXTS = 64  # whose caches are known at once
 MAX_INPUTS = 1 << 16  # of an int8 layer: 32-bit sums hold so many products
-INT8, INT4 = 8, 4
+FLOAT, INT8, INT4 = 32, 8, 4
+TILE = 16  # rows of a float or 4-bit matrix that lie interleaved
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -48,6 +50,13 @@ class LayerStruct(ctypes.Structure):
                 ("gate_up", LinearStruct), ("down", LinearStruct)]  # fmt: skip
 
 
+class TextStruct(ctypes.Structure):
+    """``Text`` of native.c."""
+
+    _fields_ = [("keys", _pointer), ("values", _pointer), ("capacity", _long), ("span", _long), ("length", _long),
+                ("offset", _long)]  # fmt: skip
+
+
 class PlanStruct(ctypes.Structure):
     """``Plan`` of native.c."""
 
@@ -61,9 +70,11 @@ _SIGNATURES = {
     "linear": ((_pointer, _long, _pointer, _pointer, _pointer, ctypes.c_int32), None),
     "decoder_bytes": ((_pointer, _long, _long, ctypes.c_int32), _long),
     "decoder_step": (
-        (_pointer, _pointer, _pointer, _long, _long, _long, _pointer, _pointer, _pointer, ctypes.c_int32),
+        (_pointer, _pointer, _long, _pointer, _pointer, _pointer, ctypes.c_int32),
         None,
     ),
+    "draft_bytes": ((_pointer, _long, _long, _long, _long, ctypes.c_int32), _long),
+    "draft": ((_pointer, _pointer, _pointer, _long, _long, _pointer, ctypes.c_int32), None),
 }
 
 _library: ctypes.CDLL | None = None
@@ -195,11 +206,25 @@ class NativeLinear:
         self.struct = LinearStruct(kind, n, k, *pointers)
 
     def __call__(self, x: Tensor) -> Tensor:
-        struct = self.struct
+        return self._product(self.struct, x)
+
+    def rows(self, x: Tensor, rows: slice) -> Tensor:
+        """Only a run of the outputs: x (..., K) -> (..., R); nothing else is computed but what shares its tiles."""
+        whole, first = self.struct, rows.start
+        start = first if whole.kind == INT8 else first // TILE * TILE
+        weight, scale, bias = self._kept
+        row = whole.k if whole.kind == INT8 else weight.nbytes // (-(-whole.n // TILE) * TILE)
+        some = LinearStruct(
+            whole.kind, rows.stop - start, whole.k, weight.data_ptr() + start * row,
+            None if scale is None else scale.data_ptr() + 4 * start, None if bias is None else bias.data_ptr() + 4 * start,
+        )  # fmt: skip
+        return self._product(some, x)[..., first - start :]
+
+    def _product(self, struct: LinearStruct, x: Tensor) -> Tensor:
         if x.shape[-1] != struct.k:
             raise ValueError(f"the layer takes {struct.k} inputs, not {x.shape[-1]}")
         if x.device.type != "cpu":
-            raise ValueError(f"integer layers compute on the CPU, not on {x.device}")
+            raise ValueError(f"these layers compute on the CPU, not on {x.device}")
         x = x.float().contiguous()
         length = x.numel() // struct.k
         y = torch.empty((*x.shape[:-1], struct.n))
@@ -208,6 +233,15 @@ class NativeLinear:
         threads = torch.get_num_threads()
         self._library.linear(where, length, x.data_ptr(), y.data_ptr(), work.data_ptr(), threads)
         return y
+
+
+def float_linear(tiles: Tensor, n: int, bias: Tensor | None) -> NativeLinear | None:
+    """A layer over the float tiles of nn/packed.py, used where they lie; None where the kernels cannot serve it."""
+    if _library is None or tiles.shape[0] != -(-n // TILE) or tiles.shape[2] != TILE or tiles.dtype != torch.float32:
+        return None
+    if bias is not None and bias.shape != (n,):
+        return None
+    return NativeLinear(FLOAT, n, tiles.shape[1], tiles.contiguous(), None, bias)
 
 
 def int8_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> NativeLinear | None:
@@ -222,15 +256,15 @@ def int8_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> NativeLin
 
 def int4_linear(tiles: Tensor, n: int, bias: Tensor | None) -> NativeLinear | None:
     """A layer over the 4-bit tiles of nn/quantized.py, used where they lie; None as for :func:`int8_linear`."""
-    if _library is None or tiles.shape[0] != -(-n // 16) or tiles.shape[2] != 320 or tiles.dtype != torch.uint8:
+    if _library is None or tiles.shape[0] != -(-n // TILE) or tiles.shape[2] != 20 * TILE or tiles.dtype != torch.uint8:
         return None
     if bias is not None and bias.shape != (n,):
         return None
     return NativeLinear(INT4, n, 32 * tiles.shape[1], tiles.contiguous(), None, bias)
 
 
-class _Caches(NamedTuple):
-    """Pointers to the caches of one conversation, and the tensors they were taken from."""
+class Caches(NamedTuple):
+    """Pointers to the caches of one text, and the tensors they were taken from."""
 
     tensors: list[weakref.ref[Tensor]]
     keys: ctypes.Array[ctypes.c_void_p]
@@ -238,66 +272,98 @@ class _Caches(NamedTuple):
     capacity: int
 
 
+class CacheTable:
+    """Pointers to the caches of the texts that were seen last: (1, ``groups``, capacity, ``width``), ``count`` each."""
+
+    def __init__(self, count: int, groups: int, width: int):
+        self._count, self._shape = count, (groups, width)
+        self._array = _pointer * count
+        self._known: dict[int, Caches] = {}
+
+    def of(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Caches | None:
+        """Pointers to these caches; None where they are no plain float32 memory of one shape."""
+        parts = (*keys, *values)
+        known = self._known.get(id(keys[0])) if keys else None
+        if known is not None and all(ref() is part for ref, part in zip(known.tensors, parts, strict=True)):
+            return known
+        if not len(keys) == len(values) == self._count:
+            return None
+        groups, width = self._shape
+        shape = (1, groups, keys[0].shape[2], width) if keys else ()
+        plain = all(
+            part.shape == shape and part.dtype == torch.float32 and part.is_contiguous() and part.device.type == "cpu"
+            for part in parts
+        )
+        if not plain:
+            return None
+        made = Caches(
+            [weakref.ref(part) for part in parts],
+            self._array(*(key.data_ptr() for key in keys)),
+            self._array(*(value.data_ptr() for value in values)),
+            shape[2] if keys else 0,
+        )
+        if len(self._known) >= MAX_TEXTS:  # of texts that have ended, nothing is to be kept
+            self._known = {}
+        if keys:
+            self._known = {**self._known, id(keys[0]): made}  # another thread may be reading the old one
+        return made
+
+
+class TextRows(NamedTuple):
+    """What one text brings to a pass: its caches, how many slots are filled after it, how many rows it has, and the
+    position in the text of the first slot."""
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    span: int
+    length: int
+    offset: int = 0
+
+
 class NativeStack:
-    """A whole decoder for the C kernels, made once per Decoder; several conversations and threads may share it."""
+    """A whole decoder for the C kernels, made once per Decoder; several texts and threads may share it."""
 
     def __init__(self, sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]],
                  linears: list[tuple[NativeLinear, ...]], norm: Tensor, table: Tensor):  # fmt: skip
         """sizes: dim, heads, key/value heads, head width, feed-forward width; norms and linears (qkv, out, gate_up,
         down) per layer; table (2, context, head width)."""
-        self._library = linears[0][0]._library
+        self.library = linears[0][0]._library
         self._kept = (norms, linears, norm, table)
-        self._layers = (LayerStruct * len(norms))(
+        self.layers = (LayerStruct * len(norms))(
             *(
                 LayerStruct(first.data_ptr(), second.data_ptr(), *(linear.struct for linear in four))
                 for (first, second), four in zip(norms, linears, strict=True)
             )
         )
         self.plan = PlanStruct(
-            len(norms), *sizes, norm.data_ptr(), table.data_ptr(), table.shape[1], eps, ctypes.addressof(self._layers)
+            len(norms), *sizes, norm.data_ptr(), table.data_ptr(), table.shape[1], eps, ctypes.addressof(self.layers)
         )
-        self._pointers = _pointer * len(norms)
-        self._last: _Caches | None = None
+        self._caches = CacheTable(len(norms), sizes[2], sizes[3])
 
-    def step(self, x: Tensor, keys: list[Tensor], values: list[Tensor], span: int) -> Tensor | None:
-        """x (1, T, D) -> normed states (1, T, D); keys and values (1, G, capacity, width) are written in place up to
-        ``span``. None where the caches are no plain float32 memory of one shape, or the span does not fit."""
-        x, length = x.contiguous(), x.shape[1]
-        caches = self._caches(keys, values)
-        if caches is None or x.shape[2] != self.plan.dim:
+    def step(self, x: Tensor, texts: Sequence[TextRows]) -> Tensor | None:
+        """x (1, T, D), the rows of one text after those of the other -> normed states (1, T, D); caches (1, G,
+        capacity, width) are written in place. None where caches are no plain float32 memory of one shape, or a span
+        does not fit."""
+        x = x.contiguous()
+        if x.shape[2] != self.plan.dim or x.shape[1] != sum(text.length for text in texts):
             return None
-        if not length <= span <= min(caches.capacity, self.plan.context):
-            return None
+        structs = (TextStruct * len(texts))()
+        for struct, text in zip(structs, texts, strict=True):
+            caches = self._caches.of(text.keys, text.values)
+            if caches is None or not text.length <= text.span <= min(
+                caches.capacity, self.plan.context - text.offset
+            ):  # nothing has been written yet
+                return None
+            struct.keys, struct.values = ctypes.addressof(caches.keys), ctypes.addressof(caches.values)
+            struct.capacity, struct.span = caches.capacity, text.span
+            struct.length, struct.offset = text.length, text.offset
         threads, plan, y = torch.get_num_threads(), ctypes.byref(self.plan), torch.empty_like(x)
-        work = torch.empty(self._library.decoder_bytes(plan, length, span, threads), dtype=torch.uint8)
-        self._library.decoder_step(
-            plan, caches.keys, caches.values, caches.capacity, span, length, x.data_ptr(), y.data_ptr(),
-            work.data_ptr(), threads,
+        span = max(text.span for text in texts)
+        work = torch.empty(self.library.decoder_bytes(plan, x.shape[1], span, threads), dtype=torch.uint8)
+        self.library.decoder_step(
+            plan, structs, len(texts), x.data_ptr(), y.data_ptr(), work.data_ptr(), threads
         )  # fmt: skip
         return y
-
-    def _caches(self, keys: list[Tensor], values: list[Tensor]) -> _Caches | None:
-        """Pointers to these caches: those of the last step, if they are of the very same tensors."""
-        parts = [*keys, *values]
-        last = self._last  # read once: another thread may put its own there meanwhile
-        bound = last.tensors if last is not None else []
-        if len(bound) == len(parts) and all(ref() is part for ref, part in zip(bound, parts, strict=True)):
-            return last
-        shape = (1, self.plan.groups, keys[0].shape[2], self.plan.width)
-        plain = all(
-            part.shape == shape and part.dtype == torch.float32 and part.is_contiguous() and part.device.type == "cpu"
-            for part in parts
-        )
-        if not plain or not len(keys) == len(values) == self.plan.n_layers:
-            return None
-        made = _Caches(
-            [weakref.ref(part) for part in parts],
-            self._pointers(*(key.data_ptr() for key in keys)),
-            self._pointers(*(value.data_ptr() for value in values)),
-            shape[2],
-        )
-        self._last = made
-        return made
 
 
 def stack(sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]],
@@ -316,4 +382,4 @@ def stack(sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]]
     plain = all(gain.dtype == torch.float32 and gain.shape == (dim,) and gain.is_contiguous() for gain in gains)
     if not plain or any(gain.device.type != "cpu" for gain in gains) or width > MAX_WIDTH or width % 2:
         return None
-    return NativeStack(sizes, eps, norms, ready, norm, table)
+    return NativeStack(sizes, eps, norms, ready, norm, table) if ready else None

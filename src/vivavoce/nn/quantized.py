@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vivavoce.errors import CheckpointError
 from vivavoce.nn import native
+from vivavoce.nn.native import TILE
 
 SLICE = 4096  # rows
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -98,7 +99,6 @@ def quantize_linears(module: nn.Module, chosen: Callable[[str, nn.Linear], bool]
 
 
 GROUP = 32  # weights that share a scale in the 4-bit types
-TILE = 16  # rows that lie interleaved
 
 
 def pack_tiles(levels: Tensor, scale: Tensor, low: Tensor) -> Tensor:
@@ -133,6 +133,16 @@ def unpack_tiles(tiles: Tensor, rows: int) -> Tensor:
     return torch.cat([packed & 15, packed >> 4], dim=2).float().mul_(scale).add_(low).flatten(1)[:rows]
 
 
+def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A float matrix (N, K) in 4 bits: levels (N, K) uint8, 0 to 15, scale and low (N, K / 32), as
+    :func:`pack_tiles` takes them: weight ~ level * scale + low."""
+    groups = weight.detach().float().unflatten(1, (-1, GROUP))
+    low, high = groups.amin(2).half().float(), groups.amax(2)
+    scale = ((high - low) / 15).clamp_min(1e-7).half().float().clamp_min(6e-8)
+    levels = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
+    return levels.flatten(1).to(torch.uint8), scale, low
+
+
 class Int4Linear(nn.Module):
     """A linear layer over 4-bit levels with a scale and a lowest value per 32 weights, as published files of the types
     Q4_0, Q4_1 and Q4_K hold them; little more than half the memory of int8. Inference on a CPU only.
@@ -148,6 +158,11 @@ class Int4Linear(nn.Module):
         self.kernel = native.int4_linear(tiles, out_features, bias) or TorchInt8(
             *quantize_rows(unpack_tiles(tiles, out_features)), bias
         )
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Int4Linear:
+        """Quantise a float layer whose inputs are whole groups of 32."""
+        return cls(pack_tiles(*quantize_groups(linear.weight)), linear.out_features, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) float32 -> (..., N) float32."""

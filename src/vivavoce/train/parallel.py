@@ -10,6 +10,7 @@ for models that do not fit into one device. All processes read and write the sam
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,15 @@ def join(device: torch.device) -> tuple[Share, torch.device]:
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
     return Share(rank, world), device
+
+
+def leave() -> None:
+    """The run is over: all processes part together. One that merely ends takes its connections' threads down in the
+    middle of their work, and the process aborts."""
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # models wrapped for the run hold on to its connections, in circles
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def share_of(recipe: Any) -> Share:
