@@ -24,8 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import ConfigError
+from vivavoce.nn import native
 from vivavoce.nn.attention import KVCache, init_cache
-from vivavoce.nn.decoder import Decoder, DecoderConfig, DecoderLayer, RMSNorm, run
+from vivavoce.nn.decoder import Decoder, DecoderConfig, DecoderLayer, RMSNorm, native_stack, run, run_together
+from vivavoce.nn.drafting import Chain, DraftPlace, DraftRun, chain
+from vivavoce.nn.packed import some_outputs
 from vivavoce.nn.streaming import module_list
 
 T = TypeVar("T")
@@ -112,6 +115,7 @@ class VITAAudio(nn.Module):
         self.decoder = Decoder(config.decoder)
         self.mctp = module_list(MCTPModule(config.decoder) for _ in range(config.modules))
         self.head = nn.Linear(config.decoder.dim, config.vocab_size, bias=False)
+        self._chain: Chain | None = None
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
@@ -132,10 +136,26 @@ class VITAAudio(nn.Module):
             passed=none,
         )
 
-    def step(self, tokens: Tensor, state: VITAAudioState, span: int | None = None) -> tuple[Tensor, VITAAudioState]:
-        """A backbone pass: (B, T) further tokens -> normed states (B, T, D); the state given is consumed."""
-        hidden, backbone = self.decoder.step(self.embedding(tokens), state.backbone, span)
-        return hidden, replace(state, backbone=backbone, hidden=_added(state.hidden, 0, hidden))
+    def step(
+        self, tokens: Tensor, state: VITAAudioState, span: int | None = None, embedded: Tensor | None = None
+    ) -> tuple[Tensor, VITAAudioState]:
+        """A backbone pass: (B, T) further tokens -> normed states (B, T, D); the state given is consumed. ``embedded``
+        (B, T, D), where given, is read in place of the tokens' embeddings."""
+        x = self.embedding(tokens) if embedded is None else embedded
+        hidden, backbone = self.decoder.step(x, state.backbone, span)
+        return hidden, _read(state, backbone, hidden)
+
+    def step_together(
+        self, tokens: Sequence[Tensor], states: Sequence[VITAAudioState], spans: Sequence[int],
+        embedded: Sequence[Tensor | None] | None = None,
+    ) -> tuple[list[Tensor], list[VITAAudioState]]:  # fmt: skip
+        """One backbone pass for texts of different ages: (1, T) further tokens of each -> their states (1, T, D); see
+        :meth:`step`."""
+        given = embedded or [None] * len(tokens)
+        read = [self.embedding(t) if own is None else own for t, own in zip(tokens, given, strict=True)]
+        hidden, caches = self.decoder.step_together(read, [state.backbone for state in states], spans)
+        after = [_read(state, own, part) for state, own, part in zip(states, caches, hidden, strict=True)]
+        return hidden, after
 
     def draft(
         self, number: int, tokens: Tensor, first: int, state: VITAAudioState, span: int | None = None
@@ -147,22 +167,60 @@ class VITAAudio(nn.Module):
         module begins one later than the one before. ``span``: tokens the module will have read after the pass, if the
         caller knows.
         """
-        module, length = self.mctp[number], tokens.shape[1]
-        cache, waiting = state.modules[number], state.hidden[number]
+        cache, read = self._waiting(number, tokens, state)
+        if span is None:
+            span = int(cache.position.max()) + tokens.shape[1]
+        module, offset = self.mctp[number], first - span + tokens.shape[1]
+        x = module.join(self.embedding(tokens), read)
+        x, (cache,) = run([module.layer], x, (cache,), self.decoder.angles(x), span, offset)
+        x = self.decoder.norm(x)
+        return x, _drafted(state, number, cache, x)
+
+    def draft_together(
+        self, number: int, tokens: Sequence[Tensor], firsts: Sequence[int], states: Sequence[VITAAudioState],
+        spans: Sequence[int],
+    ) -> tuple[list[Tensor], list[VITAAudioState]]:  # fmt: skip
+        """One pass of a module for texts of different ages: (1, T) further tokens of each -> their states (1, T, D);
+        see :meth:`draft`."""
+        module, lengths = self.mctp[number], [part.shape[1] for part in tokens]
+        waiting = [self._waiting(number, part, state) for part, state in zip(tokens, states, strict=True)]
+        joined = module.join(self.embedding(torch.cat(list(tokens), 1)), torch.cat([read for _, read in waiting], 1))
+        offsets = [first - span + n for first, span, n in zip(firsts, spans, lengths, strict=True)]
+        x, caches = run_together(
+            [module.layer], joined, [(cache,) for cache, _ in waiting], self.decoder.angles(joined), spans, lengths,
+            offsets,
+        )  # fmt: skip
+        hidden = list(self.decoder.norm(x).split(lengths, dim=1))
+        after = [_drafted(state, number, own, part) for state, (own,), part in zip(states, caches, hidden, strict=True)]
+        return hidden, after
+
+    def _waiting(self, number: int, tokens: Tensor, state: VITAAudioState) -> tuple[KVCache, Tensor]:
+        """A module's cache and the states of its predecessor that it reads with the tokens."""
+        waiting, length = state.hidden[number], tokens.shape[1]
         if waiting.shape[1] < length:
             raise ValueError(f"module {number} has {waiting.shape[1]} states of its predecessor, not {length}")
-        if span is None:
-            span = int(cache.position.max()) + length
-        x = module.join(self.embedding(tokens), waiting[:, :length])
-        x, (cache,) = run([module.layer], x, (cache,), self.decoder.angles(x), span, offset=first - span + length)
-        x = self.decoder.norm(x)
-        changed = replace(
-            state,
-            modules=_with(state.modules, number, cache),
-            hidden=_added(_with(state.hidden, number, waiting[:, length:]), number + 1, x),
-            passed=_with(state.passed, number, waiting[:, :length]),
+        return state.modules[number], waiting[:, :length]
+
+    def write_drafts(self, places: Sequence[DraftPlace], runs: Sequence[DraftRun]) -> bool:
+        """Let modules 0, 1, ... write the likeliest tokens behind each text without a look at the backbone; False, and
+        nothing is done, where the C kernels cannot."""
+        if torch.is_grad_enabled():
+            return False
+        if self._chain is None and native.active() and not isinstance(self.head, nn.Linear):
+            self._chain = self._make_chain()
+        return self._chain is not None and self._chain.draft(places, runs)
+
+    def _make_chain(self) -> Chain | None:
+        norm, embedding = self.decoder.norm.weight, self.embedding
+        modules = [module.layer for module in self.mctp]
+        joins = [
+            (module.embed_norm.weight, module.hidden_norm.weight, getattr(module.project, "kernel", None))
+            for module in self.mctp
+        ]
+        stack = native_stack(self.config.decoder, modules, norm, self.decoder.angles(norm))
+        return chain(
+            stack, joins, embedding.weight, getattr(embedding, "scale", None), getattr(self.head, "kernel", None)
         )
-        return x, changed
 
     def rolled_back(self, state: VITAAudioState, backbone: int, modules: Sequence[int]) -> VITAAudioState:
         """The state after the backbone has forgotten its last ``backbone`` tokens and module k its last ``modules[k]``;
@@ -180,7 +238,7 @@ class VITAAudio(nn.Module):
             hidden.append(again[:, : again.shape[1] - before])
             passed.append(last[:, : last.shape[1] - own])
         return VITAAudioState(
-            backbone=tuple(_back(cache, backbone) for cache in state.backbone),
+            backbone=_moved(state.backbone, -backbone),
             modules=tuple(_back(cache, own) for cache, own in zip(state.modules, modules, strict=True)),
             hidden=tuple(hidden),
             passed=tuple(passed),
@@ -190,18 +248,17 @@ class VITAAudio(nn.Module):
         """The state with only the first positions of the caches, and no states waiting: what follows is to be read
         again; the state given is consumed."""
         none = tuple(part[:, :0] for part in state.hidden)
+        there = [torch.full_like(state.backbone[0].position, length) for length in (backbone, modules)]
         return VITAAudioState(
-            backbone=tuple(replace(c, position=torch.full_like(c.position, backbone)) for c in state.backbone),
-            modules=tuple(replace(c, position=torch.full_like(c.position, modules)) for c in state.modules),
+            backbone=tuple(replace(cache, position=there[0]) for cache in state.backbone),
+            modules=tuple(replace(cache, position=there[1]) for cache in state.modules),
             hidden=none,
             passed=none,
         )
 
     def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
         """States (..., D) -> logits (..., V), or (..., R) of a run of R tokens, for which alone is computed."""
-        if rows is None:
-            return self.head(hidden)
-        return F.linear(hidden, self.head.weight[rows])
+        return self.head(hidden) if rows is None else some_outputs(self.head, hidden, rows)
 
     def skip(self, count: int, state: VITAAudioState) -> VITAAudioState:
         """Forget the oldest ``count`` states that wait for module 0 (``module_reads``)."""
@@ -211,22 +268,24 @@ class VITAAudio(nn.Module):
 
     # ----------------------------------------------------------------------------------------- teacher forcing
     def forward(
-        self, tokens: Tensor, positions: Tensor | None = None, starts: Tensor | None = None, *, detach: bool = False
-    ) -> list[Tensor]:
+        self, tokens: Tensor, positions: Tensor | None = None, starts: Tensor | None = None, *, detach: bool = False,
+        read: Tensor | None = None,
+    ) -> list[Tensor]:  # fmt: skip
         """States of the backbone and of every module, each (B, T, D) aligned to the token read last: all predict x[j+1]
         at j.
 
         tokens (B, T). ``positions`` (B, T) restart at 0 with every document packed into a row; module k's states mean
         something only where positions > k. ``starts`` (B,), for rows of one document: modules see the text from there
         on only, and their states are those of the rows' :func:`window`. ``detach`` keeps gradients of the modules out
-        of backbone and embeddings.
+        of backbone and embeddings. ``read`` (B, T, D): what the backbone reads in place of the tokens' embeddings.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         table = self.decoder.angles(self.decoder.norm.weight)
         angles = _angles(table, positions)
         mask = _causal(positions)
-        embedded = x = self.embedding(tokens)
+        embedded = self.embedding(tokens)
+        x = embedded if read is None else read
         for layer in self.decoder.layers:
             assert isinstance(layer, DecoderLayer)
             x = layer.teach(x, angles, mask)
@@ -249,16 +308,17 @@ class VITAAudio(nn.Module):
         return states
 
     def loss_terms(
-        self, tokens: Tensor, labels: Tensor, positions: Tensor | None = None, *, detach: bool = False
-    ) -> dict[str, Tensor]:
+        self, tokens: Tensor, labels: Tensor, positions: Tensor | None = None, *, detach: bool = False,
+        read: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Cross-entropies: ``main`` of the backbone, ``modules`` (K,) of each module.
 
         tokens, labels (B, T): the label of a token is itself where it is to be learned and -100 elsewhere. With
-        ``module_reads``, rows hold one document each.
+        ``module_reads``, rows hold one document each. ``read``: see :meth:`forward`.
         """
         losses = [
             F.cross_entropy(self.head(hidden).float(), wanted, reduction="sum") / max(1, len(wanted))
-            for hidden, wanted in self.predict(tokens, labels, positions, detach=detach)
+            for hidden, wanted in self.predict(tokens, labels, positions, detach=detach, read=read)
         ]
         main, rest = losses[0], losses[1:]
         return {"main": main, "modules": torch.stack(rest) if rest else main.new_zeros(0)}
@@ -269,14 +329,15 @@ class VITAAudio(nn.Module):
         return None if reads is None else ((labels >= 0).int().argmax(1) - reads).clamp_min(0)
 
     def predict(
-        self, tokens: Tensor, labels: Tensor, positions: Tensor | None = None, *, detach: bool = False
-    ) -> list[tuple[Tensor, Tensor]]:
+        self, tokens: Tensor, labels: Tensor, positions: Tensor | None = None, *, detach: bool = False,
+        read: Tensor | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
         """For the backbone and each module: the states (N, D) from which a label is to be predicted, and the labels
         (N,)."""
         starts = self.starts(labels)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        states = self(tokens, positions, starts, detach=detach)
+        states = self(tokens, positions, starts, detach=detach, read=read)
         wanted = F.pad(labels[:, 1:], (0, 1), value=-100)
         next_document = F.pad(positions[:, 1:], (0, 1)) == 0  # what follows belongs to another text
         wanted = wanted.masked_fill(next_document, -100)
@@ -317,9 +378,31 @@ def _with(items: tuple[T, ...], number: int, item: T) -> tuple[T, ...]:
     return (*items[:number], item, *items[number + 1 :])
 
 
+def _read(state: VITAAudioState, backbone: tuple[KVCache, ...], hidden: Tensor) -> VITAAudioState:
+    """The state after a backbone pass."""
+    return replace(state, backbone=backbone, hidden=_added(state.hidden, 0, hidden))
+
+
+def _drafted(state: VITAAudioState, number: int, cache: KVCache, hidden: Tensor) -> VITAAudioState:
+    """The state after a pass of a module, which has read as many of its predecessor's states as it has made."""
+    waiting, length = state.hidden[number], hidden.shape[1]
+    return replace(
+        state,
+        modules=_with(state.modules, number, cache),
+        hidden=_added(_with(state.hidden, number, waiting[:, length:]), number + 1, hidden),
+        passed=_with(state.passed, number, waiting[:, :length]),
+    )
+
+
 def _back(cache: KVCache, count: int) -> KVCache:
     """The cache without its last ``count`` positions."""
     return replace(cache, position=cache.position - count) if count else cache
+
+
+def _moved(caches: tuple[KVCache, ...], count: int) -> tuple[KVCache, ...]:
+    """The caches of layers, which are all equally full, with so many positions more."""
+    position = caches[0].position + count if count and caches else None
+    return caches if position is None else tuple([replace(cache, position=position) for cache in caches])
 
 
 def _added(hidden: tuple[Tensor, ...], number: int, further: Tensor) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ dialogue/vita_audio.py. SenseVoice stays as it is in every stage of training, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -109,37 +109,24 @@ class VITAAudioPlus(nn.Module):
         self, tokens: Tensor, state: VITAAudioState, span: int | None = None, sound: Sound | None = None
     ) -> tuple[Tensor, VITAAudioState]:
         """A backbone pass: (B, T) further tokens -> normed states (B, T, D); the state given is consumed."""
-        embedded = self.model.embedding(tokens)
-        return read_embedded(self.model, embedded if sound is None else sound.over(embedded), state, span)
+        return self.model.step(tokens, state, span, self._read(tokens, sound))
 
     def forward(self, tokens: Tensor, sound: Sound | None = None) -> list[Tensor]:
         """States of the backbone and of every module, each (B, T, D) aligned as those of
         :meth:`~vivavoce.dialogue.vita_audio.VITAAudio.forward`, for rows (B, T) of one document each."""
-        batch, length = tokens.shape
-        hidden, state = self.step(tokens, self.init_state(batch, length), length, sound)
-        found = [hidden]
-        for number in range(self.config.model.modules):
-            first = min(number + 1, length)  # a text may be too short for the later modules
-            hidden = hidden.new_zeros(batch, 0, hidden.shape[2])
-            if first < length:
-                hidden, state = self.model.draft(number, tokens[:, first:], first, state, length - first)
-            found.append(F.pad(hidden, (0, 0, first, 0)))
-        return found
+        return self.model(tokens, read=self._read(tokens, sound))
+
+    def loss_terms(self, tokens: Tensor, labels: Tensor, sound: Sound | None = None) -> dict[str, Tensor]:
+        """Losses for rows of one document each; see :meth:`~vivavoce.dialogue.vita_audio.VITAAudio.loss_terms`."""
+        return self.model.loss_terms(tokens, labels, read=self._read(tokens, sound))
+
+    def _read(self, tokens: Tensor, sound: Sound | None) -> Tensor | None:
+        """What the backbone reads where something is heard."""
+        return None if sound is None else sound.over(self.model.embedding(tokens))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """States (..., D) -> logits (..., V)."""
         return self.model.logits(hidden)
-
-
-def read_embedded(
-    model: VITAAudio, embedded: Tensor, state: VITAAudioState, span: int | None = None
-) -> tuple[Tensor, VITAAudioState]:
-    """:meth:`VITAAudio.step` over embeddings (B, T, D) in place of tokens."""
-    hidden, backbone = model.decoder.step(embedded, state.backbone, span)
-    waiting = state.hidden
-    if waiting:
-        waiting = (torch.cat([waiting[0], hidden], dim=1), *waiting[1:])
-    return hidden, replace(state, backbone=backbone, hidden=waiting)
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts
@@ -165,8 +152,8 @@ def unheard(states: int) -> list[int]:
 
 @dataclass
 class PlusWriter(Writer):
-    """A text of which the backbone hears some places. ``places``: their indices, as long as they have not been read;
-    ``sound``: what is heard there, (n, D) each clip."""
+    """A text of which the backbone hears some places. ``places``: their indices; ``sound``: what is heard there, (n, D)
+    each clip."""
 
     places: list[int] = field(default_factory=list)
     sound: list[Tensor] = field(default_factory=list)
@@ -182,14 +169,11 @@ class PlusWriter(Writer):
         self.places += places
         self.sound += clips
 
-    def _read(self) -> Tensor:
-        if not self.places:
-            return super()._read()
-        new = torch.tensor([self.tokens[self.read :]], device=self.device)
+    def embedded(self, end: int) -> Tensor | None:
+        here = [number for number, index in enumerate(self.places) if self.read <= index < end]
+        if not here:
+            return None
+        new = torch.tensor([self.tokens[self.read : end]], device=self.device)
         heard = torch.zeros_like(new, dtype=torch.bool)
-        heard[0, [index - self.read for index in self.places]] = True
-        embedded = Sound(heard, torch.cat(self.sound)).over(self.model.embedding(new))
-        hidden, self.state = read_embedded(self.model, embedded, self.state, len(self.tokens))
-        self.read, self.passes = len(self.tokens), self.passes + 1
-        self.places, self.sound = [], []
-        return hidden
+        heard[0, [self.places[number] - self.read for number in here]] = True
+        return Sound(heard, torch.cat(self.sound)[here]).over(self.model.embedding(new))

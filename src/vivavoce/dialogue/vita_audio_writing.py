@@ -1,24 +1,21 @@
-"""Who writes which token of a VITA-Audio answer: the schedules of arXiv 2505.03739, section 3.2, and one that looks.
+"""What VITA-Audio writes with: the modes of arXiv 2505.03739, section 3.2, and a text that grows, read by the backbone
+and by modules, each from its own place on.
 
 A mode is a list (M1, m1, M2, m2, ...): M1 tokens by the backbone, m1 by modules 0, 1, ..., and so on, the last pair for
-ever. :func:`write_scheduled` follows it blindly, as the authors' code does. :func:`write_by_grammar` reads it as "after
-how many tokens of speech must the backbone look again" and lets the grammar of answers decide the rest: text is always
-written by the backbone, speech by modules while the mode allows, only tokens that may stand in a place can be chosen,
-and the answer ends at its end.
+ever. Who writes the next token is decided in vita_audio_cycles.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioState
-from vivavoce.dialogue.vita_audio_prompts import VITATokens
 from vivavoce.errors import ConfigError, nearest
-from vivavoce.search.sampling import SamplingOptions, sample
+from vivavoce.nn.drafting import DraftRun
 from vivavoce.state import fork
 
 MODES: dict[str, tuple[int, ...]] = {
@@ -172,6 +169,25 @@ class Writer:
         hidden = self._draft(number)
         return self.model.logits(hidden[0, -1], rows)
 
+    def draft_run(self, size: int, place: int) -> DraftRun:
+        """What the C kernels need to write drafts behind the text, the first of them in that place of a table."""
+        caches, waiting = self.state.modules, list(self.state.hidden)
+        return DraftRun(
+            [cache.key for cache in caches], [cache.value for cache in caches], self.tokens, self.begun, self.drafted,
+            waiting, list(self.state.passed), size, place,
+        )  # fmt: skip
+
+    def take_run(self, run: DraftRun) -> None:
+        """The drafts have been written: they join the text."""
+        self.drafts += len(run.tokens) - len(self.tokens)
+        self.tokens, self.drafted = run.tokens, run.drafted
+        filled = [index - self.begun - number for number, index in enumerate(run.drafted)]
+        positions = torch.tensor(filled, device=self.device).split(1)
+        caches = [replace(c, position=p) for c, p in zip(self.state.modules, positions, strict=True)]
+        self.state = replace(
+            self.state, modules=tuple(caches), hidden=tuple(run.waiting), passed=tuple(run.passed)
+        )  # fmt: skip
+
     def prefill(self) -> None:
         """Let the backbone read what there is, and the modules too where they read everything."""
         if self.read < len(self.tokens):
@@ -184,21 +200,48 @@ class Writer:
             if index < len(self.tokens):
                 self._draft(number)
 
+    def embedded(self, end: int) -> Tensor | None:
+        """What the backbone reads in place of the embeddings (1, T, D) of the tokens from ``read`` up to ``end``."""
+        return None
+
+    def make_waiting(self) -> None:
+        """Let the oldest state that waits for module 0 be that of the token before its next one; those before it belong
+        to tokens that modules are not to read."""
+        waiting = self.read - self.state.hidden[0].shape[1]
+        self.state = self.model.skip(self.drafted[0] - 1 - waiting, self.state)
+
     def _read(self) -> Tensor:
-        new = torch.tensor([self.tokens[self.read :]], device=self.device)
-        hidden, self.state = self.model.step(new, self.state, len(self.tokens))
-        self.read, self.passes = len(self.tokens), self.passes + 1
-        return hidden
+        return read_together([self])[0]
 
     def _draft(self, number: int) -> Tensor:
-        first, begun = self.drafted[number], self.begun + number
-        if number == 0:  # the oldest state that waits belongs to the token before the first, or to one not wanted
-            waiting = self.read - self.state.hidden[0].shape[1]
-            self.state = self.model.skip(first - 1 - waiting, self.state)
-        new = torch.tensor([self.tokens[first:]], device=self.device)
-        hidden, self.state = self.model.draft(number, new, first, self.state, len(self.tokens) - begun)
-        self.drafted[number], self.drafts = len(self.tokens), self.drafts + 1
-        return hidden
+        return draft_together(number, [self])[0]
+
+
+def read_together(writers: Sequence[Writer], most: int | None = None) -> list[Tensor]:
+    """One backbone pass over what it has not read of several texts of one model, ``most`` tokens of each at most -> its
+    states (1, T, D)."""
+    model = writers[0].model
+    ends = [len(w.tokens) if most is None else min(len(w.tokens), w.read + most) for w in writers]
+    new = [torch.tensor([w.tokens[w.read : end]], device=w.device) for w, end in zip(writers, ends, strict=True)]
+    embedded = [w.embedded(end) for w, end in zip(writers, ends, strict=True)]
+    hidden, states = model.step_together(new, [w.state for w in writers], ends, embedded)
+    for writer, state, end in zip(writers, states, ends, strict=True):
+        writer.state, writer.read, writer.passes = state, end, writer.passes + 1
+    return hidden
+
+
+def draft_together(number: int, writers: Sequence[Writer]) -> list[Tensor]:
+    """One pass of a module over what it has not read of several texts of one model -> its states (1, T, D)."""
+    model = writers[0].model
+    for writer in writers if number == 0 else ():
+        writer.make_waiting()
+    firsts = [w.drafted[number] for w in writers]
+    new = [torch.tensor([w.tokens[first:]], device=w.device) for w, first in zip(writers, firsts, strict=True)]
+    spans = [len(w.tokens) - w.begun - number for w in writers]
+    hidden, states = model.draft_together(number, new, firsts, [w.state for w in writers], spans)
+    for writer, state in zip(writers, states, strict=True):
+        writer.state, writer.drafted[number], writer.drafts = state, len(writer.tokens), writer.drafts + 1
+    return hidden
 
 
 def _shaped(tensor: Tensor, like: Tensor) -> Tensor:
@@ -208,162 +251,8 @@ def _shaped(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.to(like.device)
 
 
-@dataclass(frozen=True)
-class Written:
-    """A token and who wrote it: None the backbone, else the module's number."""
+def __getattr__(name):
+    import vivavoce.dialogue.vita_audio_cycles as c
+    import vivavoce.dialogue.vita_audio_grammar as g
 
-    token: int
-    module: int | None
-
-
-def slots(mode: Sequence[int]) -> Iterator[bool]:
-    """For each token to come: may a module write it?"""
-    pair = 0
-    while True:
-        for count, by_module in ((mode[pair], False), (mode[pair + 1], True)):
-            for _ in range(count):
-                yield by_module
-        pair = min(pair + 2, len(mode) - 2)
-
-
-def write_scheduled(
-    writer: Writer, mode: Sequence[int], limit: int, *, stop: Collection[int] = (),
-    options: SamplingOptions | None = None, generator: torch.Generator | None = None,
-) -> Iterator[Written]:  # fmt: skip
-    """Up to ``limit`` tokens by the mode's list alone; the token that stops is written too.
-
-    A module slot beyond the last module falls to the backbone, and the slot after that begins at module 0 again.
-    """
-    options, number = options or SamplingOptions(), 0
-    for _, by_module in zip(range(limit), slots(mode), strict=False):
-        drafting = by_module and number < len(writer.drafted)
-        logits = writer.module(number) if drafting else writer.backbone()
-        token = sample(logits, writer.tokens, options, generator)
-        writer.add([token])
-        yield Written(token, number if drafting else None)
-        number = number + 1 if drafting else 0
-        if token in stop:
-            return
-
-
-@dataclass(frozen=True)
-class Place:
-    """What may stand somewhere: ``rows``, a run of the vocabulary that holds all of it, and which of these may, bool
-    (R,). Tokens are numbered from the start of the run."""
-
-    rows: slice
-    allowed: Tensor
-
-    def masked(self, logits: Tensor) -> Tensor:
-        """Logits (..., R) with minus infinity where nothing may stand."""
-        return logits.masked_fill(~self.allowed, float("-inf"))
-
-    def recent(self, tokens: Sequence[int], options: SamplingOptions) -> list[int]:
-        """Those of the last tokens that are among the rows, as far back as a penalty for them looks."""
-        if options.repetition_penalty == 1.0:
-            return []
-        first, last = self.rows.start, self.rows.stop
-        return [token - first for token in tokens[-options.window :] if first <= token < last]
-
-
-class Grammar:
-    """Which tokens may follow: text, then a block of speech, in turns, and the end after a block.
-
-    ``speaking`` False: text only (a transcript). ``interleave``: the checkpoint's, whose text counts end a turn.
-    """
-
-    def __init__(self, tokens: VITATokens, vocab_size: int, *, speaking: bool, interleave: Sequence[int]):
-        self.tokens, self.speaking = tokens, speaking
-        self.turns = [interleave[i] for i in range(0, len(interleave), 2)]
-        self.turn = self.in_turn = self.in_block = 0
-        self.in_audio = self.done = False
-        text = torch.zeros(vocab_size, dtype=torch.bool)
-        text[tokens.text_ids.start : tokens.text_ids.stop] = True
-        audio = torch.zeros(vocab_size, dtype=torch.bool)
-        audio[tokens.first_code : tokens.first_code + tokens.codes] = True
-        self._masks: dict[str, Tensor] = {}
-        self._places: dict[str, Place] = {}
-        for name, mask, extra in (
-            ("text first", text, [tokens.end]),  # after a block: more text, or the end
-            ("text", text, [tokens.begin_audio] if speaking else [tokens.end]),
-            ("turn over", torch.zeros_like(text), [tokens.begin_audio]),
-            ("audio first", audio, []),
-            ("audio", audio, [tokens.end_audio]),
-        ):
-            self._masks[name] = mask.clone()
-            self._masks[name][extra] = True
-            found = self._masks[name].nonzero()
-            rows = slice(int(found.min()), int(found.max()) + 1)
-            self._places[name] = Place(rows, self._masks[name][rows])
-        rows = self._places["audio"].rows  # one run for all of a block, so that its places can be scored together
-        self._places["audio first"] = Place(rows, self._masks["audio first"][rows])
-
-    @property
-    def here(self) -> Place:
-        """What may stand next."""
-        return self._places[self.place]
-
-    @property
-    def speech(self) -> bool:
-        """Is speech, or its beginning, next?"""
-        return self.in_audio or self.place == "turn over"
-
-    @property
-    def place(self) -> str:
-        """What is expected next, in a word."""
-        if self.in_audio:
-            return "audio" if self.in_block else "audio first"
-        if not self.speaking:
-            return "text"
-        if self.in_turn == 0:
-            return "text first" if self.turn else "text"
-        return "turn over" if self.in_turn >= self.turns[min(self.turn, len(self.turns) - 1)] else "text"
-
-    def allowed(self) -> Tensor:
-        """bool (V,): the tokens that may stand here."""
-        return self._masks[self.place]
-
-    def take(self, token: int) -> None:
-        """Move past a token."""
-        if token == self.tokens.end:
-            self.done = True
-        elif token == self.tokens.begin_audio:
-            self.in_audio, self.in_block = True, 0
-        elif token == self.tokens.end_audio:
-            self.in_audio, self.in_turn, self.turn = False, 0, self.turn + 1
-        elif self.in_audio:
-            self.in_block += 1
-        else:
-            self.in_turn += 1
-
-
-def write_by_grammar(
-    writer: Writer, grammar: Grammar, mode: Sequence[int], limit: int, *,
-    options: SamplingOptions | None = None, generator: torch.Generator | None = None,
-) -> Iterator[Written]:  # fmt: skip
-    """Up to ``limit`` tokens until the answer ends. Text is never drafted.
-
-    Modules write a run of speech tokens, at most as many as the mode's pair says; then the next pair begins: its
-    backbone tokens (of speech, or of text if the block has ended), then its run.
-    """
-    options, modules = options or SamplingOptions(), len(writer.drafted)
-    pair, number, look, left = 0, 0, 0, mode[1]
-    for _ in range(limit):
-        place, speech = grammar.here, grammar.speech
-        spent = left == 0 or number == modules
-        if (speech and not look and spent) or (number and not speech):
-            pair = min(pair + 2, len(mode) - 2)
-            number, look, left = 0, mode[pair], mode[pair + 1]
-        drafting = speech and not look
-        logits = writer.module(number, place.rows) if drafting else writer.backbone(place.rows)
-        chosen = sample(place.masked(logits), place.recent(writer.tokens, options), options, generator)
-        token = place.rows.start + chosen
-        grammar.take(token)
-        writer.add([token])
-        yield Written(token, number if drafting else None)
-        if drafting:
-            number, left = number + 1, left - 1
-        else:
-            look = max(0, look - 1)
-        if grammar.done:
-            return
+    return getattr(g, name) if hasattr(g, name) else getattr(c, name)

@@ -154,6 +154,21 @@ def run_together(
     return x, [tuple(own) for own in after]
 
 
+def native_stack(
+    config: DecoderConfig, layers: Iterable[nn.Module], norm: Tensor, table: Tensor
+) -> native.NativeStack | None:
+    """Layers with their last norm and angles for the C kernels; None where one of them is of another form."""
+    c, known = config, [layer for layer in layers if isinstance(layer, DecoderLayer)]
+    linears = [
+        tuple(getattr(part, "kernel", None) for part in (layer.qkv, layer.out, layer.gate_up, layer.down))
+        for layer in known
+    ]
+    norms: list[tuple[Tensor, Tensor]] = [(layer.attention_norm.weight, layer.ffn_norm.weight) for layer in known]
+    return native.stack(
+        (c.dim, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim), c.norm_eps, norms, linears, norm, table
+    )  # fmt: skip
+
+
 def moved_on(state: tuple[KVCache, ...], length: int) -> tuple[KVCache, ...]:
     """Caches whose next ``length`` slots have been written."""
     position = state[0].position + length
@@ -217,8 +232,8 @@ class Decoder(nn.Module):
         """The step in C, where it may be taken there: inference, layers for the C kernels."""
         if x.dtype != torch.float32 or torch.is_grad_enabled() or x.device.type != "cpu":
             return None
-        if self._stack is None and native.active():
-            self._stack = self._plan()
+        if self._stack is None and native.active() and not isinstance(self.layers[0].qkv, nn.Linear):
+            self._stack = native_stack(self.config, self.layers, self.norm.weight, self.angles(x))
         if self._stack is None:
             return None
         texts = [
@@ -226,19 +241,6 @@ class Decoder(nn.Module):
             for state, span, length in zip(states, spans, lengths, strict=True)
         ]
         return self._stack.step(x, texts)
-
-    def _plan(self) -> native.NativeStack | None:
-        c = self.config
-        layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
-        linears = [
-            tuple(getattr(part, "kernel", None) for part in (layer.qkv, layer.out, layer.gate_up, layer.down))
-            for layer in layers
-        ]
-        norms: list[tuple[Tensor, Tensor]] = [(n.attention_norm.weight, n.ffn_norm.weight) for n in layers]
-        return native.stack(
-            (c.dim, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim), c.norm_eps, norms, linears, self.norm.weight,
-            self.angles(self.norm.weight),
-        )  # fmt: skip
 
     def angles(self, like: Tensor) -> Tensor:
         """The rotary table (2, context, head) on the device of ``like``."""

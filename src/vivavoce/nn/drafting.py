@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vivavoce.nn import native
 from vivavoce.nn.native import CacheTable, LayerStruct, LinearStruct, NativeLinear, NativeStack, PlanStruct
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p

@@ -214,10 +214,8 @@ class NativeLinear:
         start = first if whole.kind == INT8 else first // TILE * TILE
         weight, scale, bias = self._kept
         row = whole.k if whole.kind == INT8 else weight.nbytes // (-(-whole.n // TILE) * TILE)
-        some = LinearStruct(
-            whole.kind, rows.stop - start, whole.k, weight.data_ptr() + start * row,
-            None if scale is None else scale.data_ptr() + 4 * start, None if bias is None else bias.data_ptr() + 4 * start,
-        )  # fmt: skip
+        numbers = [None if part is None else part.data_ptr() + 4 * start for part in (scale, bias)]
+        some = LinearStruct(whole.kind, rows.stop - start, whole.k, weight.data_ptr() + start * row, *numbers)
         return self._product(some, x)[..., first - start :]
 
     def _product(self, struct: LinearStruct, x: Tensor) -> Tensor:
