@@ -366,3 +366,14 @@ def test_damaged_library_is_built_again(kernels: Path, tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:1000])
     assert native.library(copy)[0] is not None
     assert damaged.stat().st_size == file.stat().st_size
+
+
+@torch.inference_mode()
+def test_more_texts_than_are_known_at_once(kernels: Path) -> None:
+    """Pointers live as long as the pass that uses them."""
+    ours, _ = make_decoder("float32")
+    count = native.MAX_TEXTS + 9
+    rows = list(torch.randn(count, 1, 2, CONFIG.dim))
+    made, _ = ours.step_together(rows, [ours.init_state(1, 8) for _ in rows], [2] * count)
+    for row, found in zip(rows, made, strict=True):
+        assert torch.equal(found, ours.step(row, ours.init_state(1, 8), 2)[0])

@@ -432,20 +432,69 @@ static void rotate(const float *x, const float *cosine, const float *sine, int64
     }
 }
 
-// out (width) = softmax(query . keys) values, over `span` slots.
+// scores[s] = query . key s * scale, of `span` keys (span, width). Four at a time: their sums share the way across a
+// register.
+static void score(const float *query, const float *keys, int64_t span, int64_t width, float scale, float *scores) {
+    int64_t s = 0;
+#if defined(__AVX512F__)
+    for (; s + 4 <= span; s += 4) {
+        const float *k = keys + s * width;
+        __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
+        for (int64_t i = 0; i < width; i += 16) {
+            __mmask16 here = width - i < 16 ? (__mmask16)(0xffff >> (16 - (width - i))) : (__mmask16)0xffff;
+            __m512 q = _mm512_maskz_loadu_ps(here, query + i);
+            a = _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(here, k + i), a);
+            b = _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(here, k + width + i), b);
+            c = _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(here, k + 2 * width + i), c);
+            d = _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(here, k + 3 * width + i), d);
+        }
+        __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        __m128 left = _mm_add_ps(_mm512_castps512_ps128(all), _mm512_extractf32x4_ps(all, 1));
+        __m128 right = _mm_add_ps(_mm512_extractf32x4_ps(all, 2), _mm512_extractf32x4_ps(all, 3));
+        _mm_storeu_ps(scores + s, _mm_mul_ps(_mm_add_ps(left, right), _mm_set1_ps(scale)));
+    }
+#endif
+    for (; s < span; s++) scores[s] = dot(query, keys + s * width, width) * scale;
+}
+
+// out (width) = softmax(query . keys) values, over `span` slots; scores: room for span, rounded up to whole registers.
 static void attend(const float *query, const float *keys, const float *values, int64_t span, int64_t width,
                    float *scores, float *restrict out) {
-    float scale = 1 / sqrtf((float)width), peak = -INFINITY, sum = 0;
-    for (int64_t s = 0; s < span; s++) {
-        scores[s] = dot(query, keys + s * width, width) * scale;
-        peak = scores[s] > peak ? scores[s] : peak;
+    score(query, keys, span, width, 1 / sqrtf((float)width), scores);
+    float peak = scores[0], sum = 0;
+    for (int64_t s = span; s < up(span, 16); s++) scores[s] = -INFINITY;
+    float peaks[16];
+    memcpy(peaks, scores, sizeof peaks);
+    for (int64_t s = 16; s < span; s += 16)
+        for (int j = 0; j < 16; j++) peaks[j] = scores[s + j] > peaks[j] ? scores[s + j] : peaks[j];
+    for (int j = 0; j < 16; j++) peak = peaks[j] > peak ? peaks[j] : peak;
+    Lanes sums = {0};
+    for (int64_t s = 0; s < up(span, 16); s++) scores[s] = exponential(scores[s] - peak);
+    for (int64_t s = span; s < up(span, 16); s++) scores[s] = 0;
+    for (int64_t s = 0; s < span; s += 16) sums += *(const Loose *)(scores + s);
+    for (int j = 0; j < 16; j++) sum += sums[j];
+    for (int64_t i = 0; i < width; i += 16) { // keys in even and odd places apart, so that sums wait less for each other
+        const float *v = values + i;
+        int64_t s = 0;
+        if (width - i >= 16) {
+            Lanes even = {0}, odd = {0};
+            for (; s + 2 <= span; s += 2) {
+                even += scores[s] * *(const Loose *)(v + s * width);
+                odd += scores[s + 1] * *(const Loose *)(v + (s + 1) * width);
+            }
+            if (s < span) even += scores[s] * *(const Loose *)(v + s * width);
+            *(Loose *)(out + i) = (even + odd) / sum;
+            continue;
+        }
+        float rest[16] = {0};
+        for (; s < span; s++)
+            for (int64_t j = 0; j < width - i; j++) rest[j] += scores[s] * v[s * width + j];
+        for (int64_t j = 0; j < width - i; j++) out[i + j] = rest[j] / sum;
     }
-    for (int64_t s = 0; s < span; s++) scores[s] = exponential(scores[s] - peak);
-    for (int64_t s = 0; s < span; s++) sum += scores[s];
-    memset(out, 0, 4 * (size_t)width);
-    for (int64_t s = 0; s < span; s++)
-        for (int64_t i = 0; i < width; i++) out[i] += scores[s] * values[s * width + i];
-    for (int64_t i = 0; i < width; i++) out[i] /= sum;
 }
 
 // All query heads of one key/value head: turn, append to the cache (capacity, width), attend. Heads of a row of

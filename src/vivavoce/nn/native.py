@@ -345,13 +345,14 @@ class NativeStack:
         x = x.contiguous()
         if x.shape[2] != self.plan.dim or x.shape[1] != sum(text.length for text in texts):
             return None
-        structs = (TextStruct * len(texts))()
+        structs, kept = (TextStruct * len(texts))(), list[Caches]()  # pointers live as long as the pass
         for struct, text in zip(structs, texts, strict=True):
             caches = self._caches.of(text.keys, text.values)
             if caches is None or not text.length <= text.span <= min(
                 caches.capacity, self.plan.context - text.offset
             ):  # nothing has been written yet
                 return None
+            kept.append(caches)
             struct.keys, struct.values = ctypes.addressof(caches.keys), ctypes.addressof(caches.values)
             struct.capacity, struct.span = caches.capacity, text.span
             struct.length, struct.offset = text.length, text.offset
