@@ -2,15 +2,19 @@
 the answers sound like; the four modes side by side; and the codec alone.
 
     python -m benchmarks.nano_talk tasks --corpus ~/viva-runs/corpus [--model nano-talk] [--limit 300] [--modes boost]
+    python -m benchmarks.nano_talk tasks --corpus ~/viva-runs/corpus --verify exact 0.3 [--release early]
     python -m benchmarks.nano_talk heads --corpus ~/viva-runs/corpus
     python -m benchmarks.nano_talk codec --corpus ~/viva-runs/corpus
-    python -m benchmarks.nano_talk latency --corpus ~/viva-runs/corpus
+    python -m benchmarks.nano_talk latency --corpus ~/viva-runs/corpus [--verify exact]
     python -m benchmarks.nano_talk runs --corpus ~/viva-runs/corpus --runs RUN,TOKENIZER RUN,TOKENIZER
 
 ``runs`` compares runs of the recipe vita_audio by what they write, whole recordings given at once: for ablations, which
-need no decoder. The corpus is that of the recipe spoken_corpus. No recording that is tested on is learned from; the
-questions that training voices ask in the split test are, in nano-talk, so its held-out voice asks much that is known as
-text. Intervals are 95 %, from resampling the utterances.
+need no decoder. With ``--verify`` every mode that drafts is measured with verified drafts too; latency then states both
+ways of releasing their sound, unless ``--release`` names one.
+
+The corpus is that of the recipe spoken_corpus. No recording that is tested on is learned from; the questions that
+training voices ask in the split test are, in nano-talk, so its held-out voice asks much that is known as text.
+Intervals are 95 %, from resampling the utterances.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ import torch
 from vivavoce.align.edit_distance import edits
 from vivavoce.config import from_dict
 from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig
+from vivavoce.dialogue.vita_audio_policies import Acceptance
 from vivavoce.dialogue.vita_audio_prompts import (
     INTERLEAVES,
     VITATokens,
@@ -43,7 +49,7 @@ from vivavoce.recipes.vita_audio_records import Corpus, batch, make_tokenizer, r
 from vivavoce.train.codes import read_tokenizer
 from vivavoce.train.loop import ABOUT, restore
 from vivavoce.train.utterances import Utterances
-from vivavoce.vita_audio_verbs import converse, open_speech_model
+from vivavoce.vita_audio_verbs import Manner, converse, open_speech_model
 
 MODES = ("vanilla", "balance", "boost", "turbo")
 
@@ -66,12 +72,72 @@ def told(values: Sequence[tuple[float, float]]) -> str:
     return f"{whole:.1f} [{low:.1f}-{high:.1f}]"
 
 
-def run(parts: VITAAudioParts, wave: torch.Tensor, mode: str, task: str) -> tuple[str, list[int], torch.Tensor]:
-    """Text, codes and sound of what a session makes of a recording."""
-    session = VITAAudioSession(parts, mode=mode, task="transcribe" if task == "transcribe" else "answer")
+def transcribed(parts: VITAAudioParts, wave: torch.Tensor) -> str:
+    session = VITAAudioSession(parts, mode="vanilla", task="transcribe")
     session.step(wave)
-    pieces = [reply.wave_piece for reply in session.answer() if reply.wave_piece is not None]
-    return session.result.text, session.result.codes, torch.cat(pieces) if pieces else torch.zeros(0)
+    for _ in session.answer():
+        pass
+    return session.result.text
+
+
+def ways(modes: Iterable[str], verify: Iterable[str], release: Iterable[str], temperature: float) -> list[Manner]:
+    """Every mode without verified drafts, then those that draft with them."""
+    plain, drafting = [Manner(mode) for mode in modes], [mode for mode in modes if mode != "vanilla"]
+    return plain + [
+        Manner(mode, how, when, temperature if how == "sampled" else 0.0, seed=0)
+        for how in verify for when in release for mode in drafting
+    ]  # fmt: skip
+
+
+def way_name(manner: Manner) -> str:
+    return manner.mode if manner.verify is None else f"{manner.mode}, {manner.verify}, {manner.release}"
+
+
+@dataclass
+class Writing:
+    """How answers were written: ``seconds`` without those of tokenizer, flow and vocoder; ``passes`` of the backbone
+    for ``tokens``, of which ``codes`` are speech; ``runs``: how many drafts, how many stood; ``judged`` and
+    ``accepted`` drafts of each module."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    codes: int = 0
+    passes: int = 0
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    judged: list[int] = field(default_factory=lambda: [0] * 10)
+    accepted: list[int] = field(default_factory=lambda: [0] * 10)
+
+    def answer(self, parts: VITAAudioParts, wave: torch.Tensor, manner: Manner) -> tuple[str, torch.Tensor]:
+        """Text and sound of an answer, as a listener in real time gets it when it comes as fast as it can."""
+        session, sound = manner.session(parts, manner.generator()), torch.zeros(0)
+        session.step(wave)
+        tokenising, passes, began = session.tokenising, session.writer.passes, time.perf_counter()
+        for reply in session.answer():
+            void = sum(event.samples for event in reply.events)
+            sound = sound[: len(sound) - void]
+            if reply.wave_piece is not None:
+                sound = torch.cat([sound, reply.wave_piece])
+        other = session.tokenising - tokenising + sum(session.mouth.out.spent.values())
+        self.seconds += time.perf_counter() - began - other
+        self.passes += session.writer.passes - passes
+        self.tokens, self.codes = self.tokens + len(session.result.writers), self.codes + len(session.result.codes)
+        self._count(session.result.acceptance or Acceptance())
+        return session.result.text, sound
+
+    def _count(self, counts: Acceptance) -> None:
+        self.runs += counts.runs
+        for total, further in ((self.judged, counts.judged), (self.accepted, counts.accepted)):
+            for number, count in enumerate(further):
+                total[number] += count
+
+    def told(self) -> str:
+        speed, passes = self.tokens / max(1e-9, self.seconds), self.passes / max(1, self.codes)
+        text = f"{speed:.0f} tokens/s, {passes:.2f} backbone passes an audio token"
+        if not self.runs:
+            return text
+        stood = sum(accepted for _, accepted in self.runs) / len(self.runs)
+        shares = " ".join(f"{100 * a / j:.0f}" if j else "-" for a, j in zip(self.accepted, self.judged, strict=True))
+        return f"{text}, {stood:.1f} drafts stand of a run, by module {shares} %"
 
 
 def test_sets(corpus: Path, limit: int) -> dict[str, tuple[Utterances, list[int]]]:
@@ -91,25 +157,28 @@ def test_sets(corpus: Path, limit: int) -> dict[str, tuple[Utterances, list[int]
     }
 
 
-def tasks(parts: VITAAudioParts, corpus: Path, limit: int, modes: Iterable[str], judge: int, out: Path | None) -> None:
-    """Transcription by vanilla, answers in every mode, and what the answers sound like."""
+def tasks(
+    parts: VITAAudioParts, corpus: Path, limit: int, manners: Sequence[Manner], judge: int, out: Path | None
+) -> None:
+    """Transcription by vanilla, answers in every manner, how fast they are written, and what they sound like."""
     rows: dict[str, Any] = {}
     for name, (part, chosen) in test_sets(corpus, limit).items():
         heard = []
         for number in chosen:
-            text, _, _ = run(parts, part.wave(number), "vanilla", "transcribe")
+            text = transcribed(parts, part.wave(number))
             wanted = part.rows[number]["text"].split()
             heard.append((edits(text.split(), wanted), len(wanted)))
         rows[f"{name}: transcription, word error %"] = told(heard)
         print(f"{name}: transcription, word error % {told(heard)} ({len(heard)} utterances)", flush=True)
         asked = [number for number in chosen if part.rows[number].get("answer")]
-        for mode in modes:
+        for manner in manners:
+            mode, written = way_name(manner), Writing()
             right, short, by_skill, sounds = [], [], defaultdict(list), []
             for number in asked:
                 row = part.rows[number]
                 question = answer_to(row["text"])
                 assert question is not None and question.answer == row["answer"]
-                text, _, wave = run(parts, part.wave(number), mode, "answer")
+                text, wave = written.answer(parts, part.wave(number), manner)
                 good = float(text == row["answer"])
                 right.append((good, 1))
                 by_skill[row["skill"]].append((good, 1))
@@ -119,6 +188,8 @@ def tasks(parts: VITAAudioParts, corpus: Path, limit: int, modes: Iterable[str],
                     sounds.append((wave, text))
             print(f"{name}: answers right % in {mode} {told(right)}", flush=True)
             rows[f"{name}: answers right %, {mode}"] = told(right)
+            rows[f"{name}: writing, {mode}"] = written.told()
+            print(f"   {written.told()}", flush=True)
             if "digits" in name:
                 rows[f"{name}: answers right %, 1 to 3 digits, {mode}"] = told(short)
                 print(f"   1 to 3 digits {told(short)}", flush=True)
@@ -280,15 +351,19 @@ def _judged(sounds: list[torch.Tensor], originals: list[torch.Tensor]) -> str:
     return text
 
 
-def latency(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
+def latency(parts: VITAAudioParts, corpus: Path, limit: int, manners: Sequence[Manner]) -> None:
     """Time from the end of a question fed in real time to the first sound, and where it went."""
     held = Utterances(corpus / "heldout")
     chosen = held.select("test", lambda row: bool(row.get("answer")))
     random.Random(2).shuffle(chosen)
-    for mode in MODES:
-        firsts, split, factor = [], defaultdict(list), []
+    for manner in manners:
+        firsts, split, factor, regretted = [], defaultdict(list), [], 0.0
         for number in chosen[: limit + 2]:
-            result = converse(parts, [held.wave(number)], mode=mode, real_time=True)
+            result = converse(
+                parts, [held.wave(number)], mode=manner.mode, verify=manner.verify, release=manner.release,
+                temperature=manner.temperature, seed=manner.seed, real_time=True,
+            )  # fmt: skip
+            regretted += result.regretted_ms
             if result.first_sound_ms is None:
                 continue
             firsts.append(result.first_sound_ms)
@@ -299,9 +374,10 @@ def latency(parts: VITAAudioParts, corpus: Path, limit: int) -> None:
         firsts.sort()
         parts_text = ", ".join(f"{name} {sorted(v)[len(v) // 2]:.0f}" for name, v in kept.items())
         print(
-            f"{mode}: first sound median {firsts[len(firsts) // 2]:.0f} ms, largest {firsts[-1]:.0f} ms "
+            f"{way_name(manner)}: first sound median {firsts[len(firsts) // 2]:.0f} ms, largest {firsts[-1]:.0f} ms "
             f"({len(firsts)} questions); medians: {parts_text}; "
-            f"real-time factor {sorted(factor)[len(factor) // 2]:.2f}",
+            f"real-time factor {sorted(factor)[len(factor) // 2]:.2f}"
+            f"{f'; {regretted:.0f} ms heard in vain' if manner.release == 'early' else ''}",
             flush=True,
         )
 
@@ -313,6 +389,9 @@ def main() -> None:
     parser.add_argument("--model", default="nano-talk")
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--verify", nargs="*", default=[], metavar="HOW", help="exact, sampled, or shares such as 0.3")
+    parser.add_argument("--release", nargs="*", choices=("verified", "early"))
+    parser.add_argument("--temperature", type=float, default=0.7, help="for --verify sampled")
     parser.add_argument("--judge", type=int, default=60, help="answers a set and mode that Whisper base listens to")
     parser.add_argument("--runs", nargs="*", default=[], metavar="RUN,TOKENIZER")
     parser.add_argument("--out", type=Path)
@@ -324,13 +403,15 @@ def main() -> None:
         return
     parts, began = open_speech_model(args.model), time.perf_counter()
     if args.what == "tasks":
-        tasks(parts, args.corpus.expanduser(), args.limit, args.modes.split(","), args.judge, args.out)
+        chosen = ways(args.modes.split(","), args.verify, args.release or ["verified"], args.temperature)
+        tasks(parts, args.corpus.expanduser(), args.limit, chosen, args.judge, args.out)
     elif args.what == "heads":
         heads(parts, args.corpus.expanduser(), args.limit)
     elif args.what == "codec":
         codec(parts, args.corpus.expanduser(), args.limit)
     else:
-        latency(parts, args.corpus.expanduser(), args.limit)
+        chosen = ways(args.modes.split(","), args.verify, args.release or ["verified", "early"], args.temperature)
+        latency(parts, args.corpus.expanduser(), args.limit, chosen)
     print(f"{time.perf_counter() - began:.0f} s")
 
 

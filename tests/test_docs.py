@@ -62,6 +62,8 @@ NOT_RUN = {
     "ffmpeg": "needs another program",
     "viva train": "takes hours",
     "tuned/model": "is run by tests/cli/test_finetune.py: the model is not one of those in the cache",
+    "--tokens 4096": "takes minutes",
+    "--reference": "needs the authors' code and an environment for it",
     "torchrun": "is run by tests/train/test_parallel.py",
     "~/viva-runs/talk": "needs a model that somebody trained",
     "nano_talk": "needs parts that somebody trained",

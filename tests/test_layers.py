@@ -24,7 +24,7 @@ LAYERS = (
         "api",
         "talking",
     ),  # each may use those before it
-    ("train",),
+    ("train", "evaluate"),
     ("recipes",),
     ("cli",),
 )

@@ -185,6 +185,21 @@ def test_a_loudspeaker_that_runs_dry_is_counted() -> None:
     assert listener.played(12.2) == pytest.approx(1.2) and listener.played(99.0) == 2.0
 
 
+def test_sound_that_is_taken_back_is_dropped_where_it_was_not_played() -> None:
+    listener = talking.Listener(1000)
+    listener.take(Reply(wave_piece=torch.arange(300.0)), now=0.0)
+    listener.take(Reply(wave_piece=torch.arange(300.0, 500.0)), now=0.1)
+    listener.take(Reply(events=(Event("taken_back", 0.0, samples=250),)), now=0.15)  # all of it still waits
+    assert listener.produced == 0.25 and listener.played(0.2) == pytest.approx(0.2) and not listener.owed
+    listener.take(Reply(wave_piece=-torch.arange(250.0, 400.0)), now=0.2)
+    listener.take(Reply(events=(Event("taken_back", 0.0, samples=150),)), now=0.35)  # 100 of them have been played
+    assert listener.produced == pytest.approx(0.35) and listener.owed == 100
+    listener.take(Reply(wave_piece=torch.arange(250.0, 310.0)), now=0.35)
+    listener.take(Reply(wave_piece=torch.arange(310.0, 400.0)), now=0.35)
+    wanted = torch.cat([torch.arange(250.0), -torch.arange(250.0, 350.0), torch.arange(350.0, 400.0)])
+    assert torch.equal(torch.cat(listener.waves), wanted) and not listener.owed and not listener.underruns
+
+
 # ---------------------------------------------------------------------------------------------------- choosing parts
 
 

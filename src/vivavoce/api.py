@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ from vivavoce.lm.llama import Llama, LlamaConfig
 from vivavoce.lm.llama_files import import_int8, import_llama, read_tokenizer, state_shapes
 from vivavoce.lm.llama_four_bit import import_int4
 from vivavoce.nn import native
+from vivavoce.nn.packed import Weights
 from vivavoce.nn.quantized import quantize_rows, tiles_shape, unpack_tiles
 from vivavoce.text.phonemes import EspeakPhonemizer, LexiconPhonemizer, Phonemizer
 from vivavoce.text.tokenizer import Tokenizer
@@ -120,9 +121,9 @@ def load(
     folder in any published layout of a known system. ``parts`` replaces defaults: ``voice_activity`` (None: without) of
     a recogniser, ``phonemes`` ("auto", "espeak", "lexicon" or a phonemizer) of a voice.
 
-    ``dtype`` is "float32"; for recognisers and language models also "int8", and for language models whose file is in 4
-    bits "int4". Without it, on a CPU: int8 for recognisers and language models (pulled ones of 4 bits stay so), and for
-    voices bfloat16 where that pays. ConfigError for a dtype that a system does not have.
+    ``dtype`` is "float32"; for recognisers, language and speech models also "int8", and for speech models, and language
+    models whose file is in 4 bits, "int4". Without it, on a CPU: int8 for recognisers and language models (pulled ones
+    of 4 bits stay so), and for voices bfloat16 where that pays. ConfigError for a dtype that a system does not have.
     """
     options = _Options(find_device(device), dtype, dict(parts or {}))
     if options.int8:
@@ -130,9 +131,8 @@ def load(
     text = str(name_or_path)
     if vita_audio_verbs.is_speech_model(text):
         options.no_parts()
-        options.computes("vita_audio")
         options.cpu_only("speech models")
-        return vita_audio_verbs.open_speech_model(text)
+        return vita_audio_verbs.open_speech_model(text, cast(Weights, options.dtype or "float32"))
     if text in SOURCES:
         return _from_native(store.locate(text), text, options)
     path = Path(name_or_path).expanduser()

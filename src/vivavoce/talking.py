@@ -175,13 +175,15 @@ def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = No
          recogniser: str | None = None, text_model: str | None = None, voice: str = "vits-joe", phonemes: str = "auto",
          llm: str | None = None, llm_model: str | None = None, llm_key: str | None = None, system: str | None = None,
          language: str | None = "en", endpoint_ms: float = 500.0, seed: int | None = None, real_time: bool = True,
-         threads: int | None = None, model: str | None = None, mode: str = "boost") -> TalkResult:  # fmt: skip
+         threads: int | None = None, model: str | None = None, mode: str = "boost", verify: str | float | None = None,
+         release: str = "verified", temperature: float = 0.0) -> TalkResult:  # fmt: skip
     """Answer a spoken question: a sound file, a wave with ``sample_rate``, or (None) the question that ships with us.
 
     Gives the first question's answer; :func:`converse` goes on through a whole conversation. ``cascade`` re-uses an
     assistant that :func:`assemble` made, otherwise the parts are chosen by name as in ``viva talk``. ``endpoint_ms`` of
     silence end a question; a ``seed`` makes the voice repeatable. Nothing understood gives an empty answer. ``model``
-    names one speech model in place of the parts, ``mode`` how it drafts.
+    names one speech model in place of the parts; ``mode``, ``verify``, ``release`` and ``temperature`` say how it
+    drafts, see :class:`~vivavoce.vita_audio_verbs.Manner`.
     """
     from vivavoce.asr.whisper_tokens import language_code
     from vivavoce.audio.io import read_blocks
@@ -198,9 +200,19 @@ def talk(source: str | Path | Tensor | None = None, sample_rate: int | None = No
     else:
         blocks = read_blocks(question_file() if source is None else source, HEARING_RATE)
     if model is not None:
-        return vita_audio_verbs.converse(
-            vita_audio_verbs.open_speech_model(model), blocks, mode=mode, real_time=real_time, seed=seed
+        named = {"recogniser": recogniser, "text_model": text_model, "llm": llm, "llm_model": llm_model,
+                 "llm_key": llm_key, "system": system, "cascade": cascade,
+                 "voice": None if voice == "vits-joe" else voice,
+                 "phonemes": None if phonemes == "auto" else phonemes}  # fmt: skip
+        vita_audio_verbs.refuse_parts(
+            [name for name, value in named.items() if value is not None], language_code(language) if language else None
         )
+        return vita_audio_verbs.converse(
+            vita_audio_verbs.open_speech_model(model), blocks, mode=mode, verify=verify, release=release,
+            temperature=temperature, seed=seed, real_time=real_time,
+        )  # fmt: skip
+    if verify is not None or release != "verified" or temperature or mode != "boost":
+        raise ConfigError("mode, verify, release and temperature are for one speech model; name it too: model=...")
     ready = cascade or assemble(
         recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,
         llm_key=llm_key, system=system, language=language_code(language) if language else None, endpoint_ms=endpoint_ms,

@@ -53,22 +53,39 @@ class TalkResult:
 
 @dataclass
 class Listener:
-    """The far side of a conversation: a loudspeaker that plays what comes in real time and notices a gap."""
+    """The far side of a conversation: a loudspeaker that plays what comes in real time and notices a gap. Sound that is
+    taken back is dropped as far as it has not been played; what was played in its place is not played again."""
 
     rate: int
     waves: list[Tensor] = field(default_factory=list)
     started: float | None = None
     underruns: int = 0
+    owed: int = 0  # samples that were played although they had been taken back by then
 
     def take(self, reply: Reply, now: float) -> None:
+        for event in reply.events:
+            if event.kind == "taken_back":
+                self._drop(event.samples, now)
         if reply.wave_piece is None:
             return
+        wave = reply.wave_piece[self.owed :]
+        self.owed -= reply.wave_piece.numel() - wave.numel()
         if self.started is None:
             self.started = now
         elif now - self.started > self.produced + 0.001:
             self.underruns += 1
             self.started = now - self.produced  # it fell silent and goes on from here
-        self.waves.append(reply.wave_piece)
+        self.waves.append(wave)
+
+    def _drop(self, samples: int, now: float) -> None:
+        unplayed = min(samples, round((self.produced - self.played(now)) * self.rate))
+        self.owed += samples - unplayed
+        while unplayed:
+            last = self.waves.pop()
+            kept = last[: max(0, last.numel() - unplayed)]
+            unplayed -= last.numel() - kept.numel()
+            if kept.numel():
+                self.waves.append(kept)
 
     @property
     def produced(self) -> float:

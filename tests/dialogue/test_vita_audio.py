@@ -10,15 +10,9 @@ from tests.tiny import randomised
 from torch import Tensor
 
 from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig, begin_module, copy_module, freeze_backbone
-from vivavoce.dialogue.vita_audio_writing import (
-    MODES,
-    Grammar,
-    Writer,
-    mode_named,
-    slots,
-    write_by_grammar,
-    write_scheduled,
-)
+from vivavoce.dialogue.vita_audio_cycles import slots, write_by_grammar, write_scheduled
+from vivavoce.dialogue.vita_audio_grammar import Grammar
+from vivavoce.dialogue.vita_audio_writing import MODES, Writer, mode_named
 from vivavoce.errors import ConfigError
 
 PROMPT = [7, 3, 44, 50, 12, 1, 9, 30]

@@ -1,4 +1,4 @@
-"""Many texts at once are each as if alone; the C kernels write what torch writes; texts are cut, forked, written down."""
+"""Many texts at once are each as if alone; C kernels write what torch writes; texts are cut, forked, written down."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-
 from tests.dialogue.test_vita_audio import PROMPT, Words, model
+
 from vivavoce.dialogue.vita_audio import VITAAudio
 from vivavoce.dialogue.vita_audio_cycles import (
     CycledText,
@@ -96,7 +95,7 @@ def test_texts_beside_each_other_are_as_if_alone(kernels: None, form: str, reads
     waiting = list(enumerate(cast(net)))
     keys = dict[int, int]()
     while len(engine) or waiting:
-        if waiting and len(told) % 2 == 0 or not len(engine):  # they come one after the other
+        if (waiting and len(told) % 2 == 0) or not len(engine):  # they come one after the other
             number, text = waiting.pop(0)
             keys[number] = engine.admit(text)
         for key, items in engine.tick().items():

@@ -19,6 +19,7 @@ from vivavoce.checkpoints.layouts.vita_audio import plus
 from vivavoce.checkpoints.read import open_checkpoint
 from vivavoce.checkpoints.rules import export_weights
 from vivavoce.dialogue.vita_audio import VITAAudioConfig
+from vivavoce.dialogue.vita_audio_cycles import write_scheduled
 from vivavoce.dialogue.vita_audio_plus import (
     PlusTokens,
     PlusWriter,
@@ -29,7 +30,7 @@ from vivavoce.dialogue.vita_audio_plus import (
 )
 from vivavoce.dialogue.vita_audio_plus_files import import_vita_audio_plus
 from vivavoce.dialogue.vita_audio_prompts import Message, answer_prompt
-from vivavoce.dialogue.vita_audio_writing import MODES, write_scheduled
+from vivavoce.dialogue.vita_audio_writing import MODES
 from vivavoce.errors import CheckpointError, ConfigError
 from vivavoce.nn.decoder import DecoderLayer
 from vivavoce.text.tokenizer import Tokenizer

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.dialogue.vita_parts import parts
 
+from vivavoce.dialogue.vita_audio_grammar import Grammar
 from vivavoce.dialogue.vita_audio_prompts import CLIP, INTERLEAVES, Message, answer_prompt
-from vivavoce.dialogue.vita_audio_writing import Grammar
 from vivavoce.errors import ConfigError
 
 TOKENS = parts().tokens

@@ -14,19 +14,10 @@ from tests.tiny import randomised
 from torch import Tensor
 
 from vivavoce.dialogue.vita_audio import VITAAudio
-from vivavoce.dialogue.vita_audio_verified import (
-    Acceptance,
-    Checked,
-    Choice,
-    Exact,
-    Policy,
-    Sampled,
-    Scores,
-    TakenBack,
-    Threshold,
-    write_verified,
-)
-from vivavoce.dialogue.vita_audio_writing import MODES, Grammar, Writer, write_by_grammar, write_scheduled
+from vivavoce.dialogue.vita_audio_cycles import Checked, TakenBack, write_by_grammar, write_scheduled, write_verified
+from vivavoce.dialogue.vita_audio_grammar import Grammar
+from vivavoce.dialogue.vita_audio_policies import Acceptance, Choice, Exact, Policy, Sampled, Scores, Threshold
+from vivavoce.dialogue.vita_audio_writing import MODES, Writer
 from vivavoce.errors import ConfigError
 from vivavoce.search.sampling import SamplingOptions, probabilities
 from vivavoce.state import fork

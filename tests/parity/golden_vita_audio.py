@@ -12,9 +12,10 @@ from tests.parity.compare import Case, relative
 from vivavoce.checkpoints.layouts.vita_audio import transformers
 from vivavoce.checkpoints.read import open_checkpoint
 from vivavoce.dialogue.vita_audio import VITAAudio, freeze_backbone
+from vivavoce.dialogue.vita_audio_cycles import write_scheduled
 from vivavoce.dialogue.vita_audio_files import import_vita_audio
 from vivavoce.dialogue.vita_audio_prompts import Message, VITATokens
-from vivavoce.dialogue.vita_audio_writing import Writer, write_scheduled
+from vivavoce.dialogue.vita_audio_writing import Writer
 from vivavoce.search.sampling import SamplingOptions, probabilities
 from vivavoce.text.tokenizer import Tokenizer
 

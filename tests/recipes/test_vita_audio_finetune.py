@@ -207,6 +207,15 @@ def test_some_of_each_task_are_held_out(desk: Path) -> None:
     assert recipe.evaluate() == {} and recipe.schedule.steps > 2
 
 
+def test_that_nothing_is_held_out_is_told(desk: Path) -> None:
+    """With one record of each task all are learned from; whoever asks for none to be held out knows."""
+    (desk / "few.jsonl").write_text("\n".join(json.dumps(row) for row in rows(1)), "utf-8")
+    few = str(desk / "few.jsonl")
+    (remark,) = opened(desk, data=few, held_out="0.5").remarks
+    assert remark.startswith("nothing is held out") and "--held-out" in remark
+    assert [opened(desk, data=few, held_out=asked).remarks for asked in ("0.0", few)] == [[], []]
+
+
 def test_what_cannot_be_is_told(desk: Path, tmp_path: Path) -> None:
     for wrong, said in (
         ({"data": ""}, "name their file"), ({"model": str(tmp_path)}, "is no VITA-Audio"),

@@ -21,6 +21,7 @@ class Loudspeaker:
         except OSError as error:  # the package is there, the system library is not
             raise MissingExtraError("sounddevice finds no PortAudio library: run  apt install libportaudio2") from error
         self._waiting = np.zeros(0, dtype=np.float32)
+        self._owed = 0  # samples that were played although they had been taken back by then
         self._lock = threading.Lock()
         try:
             self._stream = device.OutputStream(
@@ -39,12 +40,26 @@ class Loudspeaker:
     def add(self, wave: Tensor) -> None:
         """Play a wave behind what is waiting."""
         with self._lock:
-            self._waiting = np.concatenate([self._waiting, wave.numpy().astype(np.float32)])
+            late, self._owed = min(self._owed, wave.numel()), max(0, self._owed - wave.numel())
+            self._waiting = np.concatenate([self._waiting, wave[late:].numpy().astype(np.float32)])
+
+    def take_back(self, samples: int) -> None:
+        """The last samples that were added are void: forget those that wait; what comes next belongs in their place, so
+        as much of it is left out as was played of them."""
+        with self._lock:
+            kept = max(0, self._waiting.size - samples)
+            self._owed += samples - (self._waiting.size - kept)
+            self._waiting = self._waiting[:kept]
+
+    def next_answer(self) -> None:
+        """What is added from now on has its place behind all that waits."""
+        with self._lock:
+            self._owed = 0
 
     def stop(self) -> None:
         """Forget what is waiting."""
         with self._lock:
-            self._waiting = self._waiting[:0]
+            self._waiting, self._owed = self._waiting[:0], 0
 
     def close(self, drain: bool = True) -> None:
         """Let the rest be heard, if wanted, and give the device back."""

@@ -23,7 +23,7 @@ from vivavoce.errors import ConfigError, VivaError
 
 VERBS = (
     "transcribe", "speak", "talk", "pull", "ls", "rm", "verify", "models", "inspect", "doctor", "plot", "train",
-    "finetune",
+    "finetune", "bench",
 )  # fmt: skip
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF)
 _HELP = """Speech to text, text to speech and spoken conversation on your own machine.

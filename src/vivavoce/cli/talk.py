@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from vivavoce.audio.loudspeaker import Loudspeaker
     from vivavoce.dialogue import Reply
     from vivavoce.talking import TalkResult
+    from vivavoce.vita_audio_verbs import Manner
+
+PARTS = {
+    "recogniser": "--asr",
+    "text_model": "--text-model",
+    "voice": "--voice",
+    "phonemes": "--phonemes",
+    "llm": "--llm",
+    "llm_model": "--llm-model",
+    "llm_key": "--llm-key",
+    "system": "--system",
+}  # options about the parts of an assistant, which one speech model has not
 
 
 def talk(
@@ -32,6 +44,17 @@ def talk(
     mode: Annotated[
         str | None,
         typer.Option("--mode", help="How a speech model drafts: vanilla, balance, boost (default) or turbo."),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option("--verify", help="Check its drafts: exact, sampled, or a share of probability such as 0.3."),
+    ] = None,
+    release: Annotated[
+        str | None,
+        typer.Option("--release", help="When drafts are heard: verified (default), or early: before they are checked."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Let a speech model draw its tokens; 0: the likeliest.")
     ] = None,
     recogniser: Annotated[
         str | None, typer.Option("--asr", envvar="VIVA_ASR", help="What hears: a name or path.")
@@ -77,6 +100,8 @@ def talk(
 
     viva talk question.wav --model nano-talk --mode turbo    (one model hears, thinks and speaks; a small closed domain)
 
+    viva talk question.wav --model nano-talk --verify exact --release early    (drafts are heard, then checked)
+
     viva talk question.wav --llm http://localhost:11434/v1 --llm-model llama3.2
     """
     if mic and file is not None:
@@ -107,18 +132,26 @@ def talk(
     source = None if mic else str(question_file()) if file is None else file
     if source not in (None, "-"):
         io.info(str(source))  # a bad file is told before models are loaded
-    if model is None and llm is None and nothing_pulled() and is_shipped("nano-talk"):
+    named = [option for name, option in PARTS.items() if _on_the_line(context, name)]
+    foreign = code if _on_the_line(context, "language") else "en"
+    plain = llm is None and not named and foreign == "en"  # nothing is asked for that the model that ships has not
+    if model is None and plain and nothing_pulled() and is_shipped("nano-talk"):
         model = "nano-talk"
         print(
             "viva: no models are pulled, so the small one that ships answers: run  viva pull starter", file=sys.stderr
         )
     if model is not None:
-        if system or any(_on_the_line(context, name) for name in ("llm", "recogniser", "text_model")):
-            raise ConfigError("a speech model hears, thinks and speaks by itself; leave --asr, --text-model, --llm out")
-        _talk_directly(model, mode or "boost", source, output, play or mic, endpoint, not fast, seed, as_json)
+        from vivavoce.vita_audio_verbs import Manner, refuse_parts
+
+        refuse_parts(named, foreign)
+        manner = Manner(mode or "boost", verify, release or "verified", temperature or 0.0, seed)
+        _talk_directly(model, manner, source, output, play or mic, endpoint, not fast, as_json)
         return
-    if mode is not None:
-        raise ConfigError("--mode is how one speech model drafts; name it too:  viva talk --model nano-talk --mode ...")
+    for option, value in (("mode", mode), ("verify", verify), ("release", release), ("temperature", temperature)):
+        if value is not None:
+            raise ConfigError(
+                f"--{option} is for one speech model; name it too:  viva talk --model nano-talk --{option} {value}"
+            )
     note("loading ...")
     cascade = assemble(
         recogniser=recogniser, text_model=text_model, voice=voice, phonemes=phonemes, llm=llm, llm_model=llm_model,
@@ -160,27 +193,24 @@ def talk(
 
 
 def _talk_directly(
-    model: str, mode: str, source: str | None, output: str, play: bool, endpoint: float, real_time: bool,
-    seed: int | None, as_json: bool,
+    model: str, manner: Manner, source: str | None, output: str, play: bool, endpoint: float, real_time: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """One question of a file, or one after the other from the microphone, answered by a speech model."""
     from vivavoce import vita_audio_verbs
     from vivavoce.audio import io
     from vivavoce.audio.loudspeaker import Loudspeaker
-    from vivavoce.dialogue.vita_audio_writing import mode_named
 
-    mode_named(mode)
     parts = vita_audio_verbs.open_speech_model(model)
-    if not as_json:
-        print(f"model    {parts.name}, mode {mode}\nanswer   ", end="", flush=True)
-    screen = _Screen(quiet=as_json)
-    screen.open = not as_json
+    checked = f", verified {manner.verify}, released {manner.release}" if manner.verify else ""
+    screen = _Screen(quiet=as_json, model=f"{parts.name}, mode {manner.mode}{checked}")
     player = Loudspeaker(parts.sample_rate) if play else None
     try:
         if source is not None:
             result = vita_audio_verbs.converse(
-                parts, io.read_blocks(source, vita_audio_verbs.HEARING_RATE, 1.0), mode=mode, real_time=real_time,
-                seed=seed, on_reply=lambda reply: _follow(reply, screen, player),
+                parts, io.read_blocks(source, vita_audio_verbs.HEARING_RATE, 1.0), real_time=real_time,
+                on_reply=lambda reply: _follow(reply, screen, player), mode=manner.mode, verify=manner.verify,
+                release=manner.release, temperature=manner.temperature, seed=manner.seed,
             )  # fmt: skip
             if result.wave.numel():
                 result.save(output)
@@ -188,10 +218,11 @@ def _talk_directly(
             return
         blocks = io.microphone(vita_audio_verbs.HEARING_RATE, 0.032)
         for result in vita_audio_verbs.converse_live(
-            parts, blocks, mode=mode, endpoint=endpoint / 1000, on_reply=lambda reply: _follow(reply, screen, player)
-        ):
+            parts, blocks, endpoint=endpoint / 1000, on_reply=lambda reply: _follow(reply, screen, player),
+            mode=manner.mode, verify=manner.verify, release=manner.release, temperature=manner.temperature,
+            seed=manner.seed,
+        ):  # fmt: skip
             _tell(result, as_json, screen)
-            screen.open = not as_json
     except KeyboardInterrupt:
         note("")
         if source is not None:
@@ -209,20 +240,26 @@ def _on_the_line(context: typer.Context, name: str) -> bool:
 
 
 class _Screen:
-    """Prints what is heard and answered, piece by piece."""
+    """Prints what is heard and answered, piece by piece; ``model``: one that does not tell what it heard."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet, self.open = quiet, False
+    def __init__(self, quiet: bool, model: str | None = None) -> None:
+        self.quiet, self.open, self.model, self.named = quiet, False, model, False
 
     def follow(self, reply: Reply) -> None:
         if self.quiet:
             return
         for event in reply.events:
             if event.kind == "heard":
-                print(f"heard    {event.text.strip()}\nanswer   ", end="", flush=True)
-                self.open = True
+                self._begin(f"heard    {event.text.strip()}\n")
+            elif event.kind == "speech_ended" and self.model is not None:
+                self._begin("" if self.named else f"model    {self.model}\n")
+                self.named = True
         if reply.text_piece:
             print(reply.text_piece, end="", flush=True)
+
+    def _begin(self, before: str) -> None:
+        print(f"{before}answer   ", end="", flush=True)
+        self.open = True
 
     def close(self) -> None:
         if self.open:
@@ -233,8 +270,13 @@ class _Screen:
 def _follow(reply: Reply, screen: _Screen, player: Loudspeaker | None) -> None:
     screen.follow(reply)
     if player is not None:
-        if any(event.kind == "interrupted" for event in reply.events):
-            player.stop()
+        for event in reply.events:
+            if event.kind == "interrupted":
+                player.stop()
+            elif event.kind == "taken_back":
+                player.take_back(event.samples)
+            elif event.kind == "reply_ended":
+                player.next_answer()
         if reply.wave_piece is not None:
             player.add(reply.wave_piece)
 
@@ -243,10 +285,17 @@ def _tell(result: TalkResult, as_json: bool, screen: _Screen) -> None:
     if as_json:
         print_json(result.to_dict())
         return
+    from vivavoce.vita_audio_verbs import SpeechTalkResult
+
     screen.close()
+    direct = isinstance(result, SpeechTalkResult)
     if result.first_sound_ms is not None:
         parts = ", ".join(f"{name} {value:.0f}" for name, value in result.parts_ms.items() if name != "answer")
-        print(f"sound    {result.first_sound_ms:.0f} ms after the last word (wait for the end included; {parts} ms)")
+        since = "the end of the question (" if direct else "the last word (wait for the end included; "
+        print(f"sound    {result.first_sound_ms:.0f} ms after {since}{parts} ms)")
+    if direct and result.drafts_accepted is not None:
+        heard = f", {result.regretted_ms:.0f} ms of sound heard in vain" if result.release == "early" else ""
+        print(f"drafts   {100 * result.drafts_accepted:.0f} % stood{heard}")
     if result.path:
         print(f"file     {result.path}, {result.wave.numel() / result.sample_rate:.1f} s")
     sys.stdout.flush()

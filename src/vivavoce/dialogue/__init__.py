@@ -17,12 +17,17 @@ class Event:
     """Something that happened, at a time in seconds on the session's audio clock (samples heard so far).
 
     speech_started, speech_ended; heard (what was understood, ``text``); reply_started; reply_ended (the answer is
-    complete, not yet played); interrupted (``text``: what had been played of the answer).
+    complete, not yet played); interrupted (``text``: what had been played of the answer); taken_back (the last
+    ``samples`` of the sound that was given are void: what has not been played of them must not be, and the next sound
+    belongs in their place).
     """
 
-    kind: Literal["speech_started", "speech_ended", "heard", "reply_started", "reply_ended", "interrupted"]
+    kind: Literal[
+        "speech_started", "speech_ended", "heard", "reply_started", "reply_ended", "interrupted", "taken_back"
+    ]
     at: float
     text: str = ""
+    samples: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Who writes the next token of a VITA-Audio answer: in cycles, modules draft a run of tokens, then the backbone reads it
-and writes one of its own.
+"""Who writes the next token of a VITA-Audio answer: in cycles, modules draft a run of tokens, then the backbone reads
+it and writes one of its own.
 
     text so far . t      modules draft  d1 d2 d3 ... dm      the backbone reads  t d1 ... dm
                          if drafts are trusted:  d1 ... dm and one more of its own stand
@@ -73,14 +73,14 @@ class Draft:
 
 @dataclass(frozen=True)
 class Reading:
-    """The backbone is to read what it has not read; asked for are its states at the last ``count`` tokens (count, D)."""
+    """The backbone is to read what it has not read; asked for are its states (count, D) at the last tokens."""
 
     count: int = 1
 
 
 @dataclass(frozen=True)
 class Drafting:
-    """Modules are to write up to ``size`` tokens behind the text, as far as ``course`` lets them: :class:`Draft` each."""
+    """Modules are to write up to ``size`` tokens behind the text, as far as ``course`` lets them: a list of drafts."""
 
     size: int
     course: Course
@@ -186,7 +186,7 @@ def write(text: Text) -> Iterator[Written | TakenBack]:
         yield from text.take(found)
 
 
-# ------------------------------------------------------------------------------------------------------------ by grammar
+# ---------------------------------------------------------------------------------------------------------- by grammar
 @dataclass
 class CycledText:
     """Up to ``limit`` tokens until the answer ends; which drafts stand, the policy says. Text is never drafted.
@@ -317,7 +317,7 @@ def write_verified(
     return (made for made in write(text) if isinstance(made, Checked | TakenBack))
 
 
-# ----------------------------------------------------------------------------------------------------------- by the list
+# --------------------------------------------------------------------------------------------------------- by the list
 class Anything:
     """Any token may follow, until one that stops."""
 

@@ -67,7 +67,7 @@ class Policy:
 class Trusted(Policy):
     """Every draft stands, unseen."""
 
-    options: SamplingOptions = SamplingOptions()
+    options: SamplingOptions = field(default_factory=SamplingOptions)
     checks = False
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class Writer:
     drafts: int = 0
 
     @classmethod
-    def begin(cls, model: VITAAudio, capacity: int | None = None) -> Writer:
+    def begin(cls, model: VITAAudio, capacity: int | None = None) -> Self:
         return cls(model, model.init_state(1, capacity), drafted=[n + 1 for n in range(len(model.mctp))])
 
     @property
@@ -103,7 +104,7 @@ class Writer:
         self.drafted = [self.read + 1 + number for number in range(len(self.drafted))]
         self.state = self.model.rewound(self.state, self.read, self.read + 1 - self.begun)
 
-    def fork(self) -> Writer:
+    def fork(self) -> Self:
         """Another writer with the same text; what one writes does not touch the other."""
         return replace(self, state=fork(self.state), tokens=list(self.tokens), drafted=list(self.drafted))
 
@@ -120,7 +121,7 @@ class Writer:
         return live | {"tokens": torch.tensor(self.tokens), "counts": torch.tensor(counts)}
 
     @classmethod
-    def from_tensors(cls, model: VITAAudio, tensors: Mapping[str, Tensor], capacity: int | None = None) -> Writer:
+    def from_tensors(cls, model: VITAAudio, tensors: Mapping[str, Tensor], capacity: int | None = None) -> Self:
         """The inverse of :meth:`to_tensors`; ValueError where tensors are missing, do not fit the model, or are more
         than ``capacity`` positions hold."""
         writer, given = cls.begin(model, capacity), dict(tensors)
@@ -249,10 +250,3 @@ def _shaped(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.shape != like.shape or tensor.dtype != like.dtype:
         raise ValueError(f"a tensor is {list(tensor.shape)} and should be {list(like.shape)}")
     return tensor.to(like.device)
-
-
-def __getattr__(name):
-    import vivavoce.dialogue.vita_audio_cycles as c
-    import vivavoce.dialogue.vita_audio_grammar as g
-
-    return getattr(g, name) if hasattr(g, name) else getattr(c, name)

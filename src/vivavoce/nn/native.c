@@ -257,58 +257,65 @@ INLINE void int4_block(const Linear *l, const Active *a, int64_t n, int64_t t, i
 #if defined(__AVX512F__)
 #define ROWS 12 // of activations whose sums fit into registers beside two tiles of weights
 #define SUM(sum, weights, value) _mm512_fmadd_ps(weights, _mm512_set1_ps(value), sum)
+#define FETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 typedef __m512 Register;
+
+// Sixteen outputs from number `from` on, as many of them as the layer has.
+INLINE void put(const Linear *l, Register sum, int64_t from, float *y) {
+    __mmask16 here = l->n - from < TILE ? (__mmask16)(0xffff >> (TILE - (l->n - from))) : (__mmask16)0xffff;
+    if (l->bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(here, l->bias + from));
+    _mm512_mask_storeu_ps(y + from, here, sum);
+}
 #else
 #define ROWS 2
 #define SUM(sum, weights, value) ((sum) + (weights) * (value))
+#define FETCH(p) __builtin_prefetch(p)
 typedef Lanes Register;
+
+INLINE void put(const Linear *l, Register sum, int64_t from, float *y) {
+    float out[TILE];
+    memcpy(out, &sum, sizeof out);
+    for (int64_t j = 0; j < TILE && from + j < l->n; j++) y[from + j] = l->bias ? out[j] + l->bias[from + j] : out[j];
+}
 #endif
 
 // y[t ..][n ..] for `tiles` times 16 interleaved rows of floats and `count` rows of activations, both constants once
 // inlined. Each lane sums one output, input after input.
 INLINE void float_block(const Linear *l, const float *x, int64_t n, int tiles, int count, float *y, int64_t pitch) {
-    const float *w = (const float *)l->weight + n * l->k;
+    int64_t k = l->k;
+    const float *w = (const float *)l->weight + n * k;
     Register sum[ROWS][4];
 #pragma GCC unroll 12
     for (int c = 0; c < count; c++)
 #pragma GCC unroll 4
         for (int r = 0; r < tiles; r++) sum[c][r] = (Register){0};
-    for (int64_t i = 0; i < l->k; i++) {
+    for (int64_t i = 0; i < k; i++) {
         Register v[4];
 #pragma GCC unroll 4
-        for (int r = 0; r < tiles; r++) v[r] = *(const Loose *)(w + (r * l->k + i) * TILE);
+        for (int r = 0; r < tiles; r++) {
+            const float *at = w + (r * k + i) * TILE;
+            v[r] = *(const Loose *)at;
+            FETCH(at + 1024); // the processor foresees a stream no further than the end of its page
+        }
 #pragma GCC unroll 12
         for (int c = 0; c < count; c++)
 #pragma GCC unroll 4
-            for (int r = 0; r < tiles; r++) sum[c][r] = SUM(sum[c][r], v[r], x[c * l->k + i]);
+            for (int r = 0; r < tiles; r++) sum[c][r] = SUM(sum[c][r], v[r], x[c * k + i]);
     }
+#pragma GCC unroll 12
     for (int c = 0; c < count; c++)
-        for (int r = 0; r < tiles; r++) {
-            int64_t from = n + r * TILE, left = l->n - from;
-            if (l->bias)
-                for (int64_t j = 0; j < (left < TILE ? left : TILE); j++) sum[c][r][j] += l->bias[from + j];
-            if (left >= TILE)
-                *(Loose *)(y + c * pitch + from) = sum[c][r];
-            else
-                for (int64_t j = 0; j < left; j++) y[c * pitch + from + j] = sum[c][r][j];
-        }
+#pragma GCC unroll 4
+        for (int r = 0; r < tiles; r++) put(l, sum[c][r], n + r * TILE, y + c * pitch);
 }
 
-// All T rows of activations against `tiles` tiles, as many at once as there are registers for.
-static void float_tiles(const Linear *l, const Active *a, int64_t n, int tiles, int64_t length, float *y,
-                        int64_t pitch) {
+// All T rows of activations against two tiles, as many at once as there are registers for.
+static void two_tiles(const Linear *l, const Active *a, int64_t n, int64_t length, float *y, int64_t pitch) {
     for (int64_t t = 0, count; t < length; t += count) {
         int64_t left = length - t;
         count = left <= ROWS ? left : left < 2 * ROWS ? (left + 1) / 2 : ROWS;
         const float *x = a->x + t * l->k;
-        float *to = y + t * pitch;
 #define CASE(rows)                                                                                                     \
-    case rows:                                                                                                         \
-        if (tiles == 2)                                                                                                \
-            float_block(l, x, n, 2, rows, to, pitch);                                                                  \
-        else                                                                                                           \
-            float_block(l, x, n, 1, rows, to, pitch);                                                                  \
-        break;
+    case rows: float_block(l, x, n, 2, rows, y + t * pitch, pitch); break;
         switch (count) {
             CASE(1)
             CASE(2)
@@ -334,8 +341,8 @@ static void float_share(const Linear *l, const Active *a, int64_t length, float 
     int64_t tiles = (l->n + TILE - 1) / TILE, b = tiles * part / parts, end = tiles * (part + 1) / parts;
     if (length == 1) // waits for memory: more streams of it at once
         for (; b + 4 <= end; b += 4) float_block(l, a->x, b * TILE, 4, 1, y, pitch);
-    for (; b + 2 <= end; b += 2) float_tiles(l, a, b * TILE, 2, length, y, pitch);
-    for (; b < end; b++) float_tiles(l, a, b * TILE, 1, length, y, pitch);
+    for (; b + 2 <= end; b += 2) two_tiles(l, a, b * TILE, length, y, pitch);
+    for (int64_t t = 0; b < end && t < length; t++) float_block(l, a->x + t * l->k, b * TILE, 1, 1, y + t * pitch, pitch);
 }
 
 // One thread's share of y (T, N), whose rows are `pitch` floats apart.
@@ -432,62 +439,30 @@ static void rotate(const float *x, const float *cosine, const float *sine, int64
     }
 }
 
-// scores[s] = query . key s * scale, of `span` keys (span, width). Four at a time: their sums share the way across a
-// register.
-static void score(const float *query, const float *keys, int64_t span, int64_t width, float scale, float *scores) {
-    int64_t s = 0;
-#if defined(__AVX512F__)
-    for (; s + 4 <= span; s += 4) {
-        const float *k = keys + s * width;
-        __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
-        for (int64_t i = 0; i < width; i += 16) {
-            __mmask16 here = width - i < 16 ? (__mmask16)(0xffff >> (16 - (width - i))) : (__mmask16)0xffff;
-            __m512 q = _mm512_maskz_loadu_ps(here, query + i);
-            a = _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(here, k + i), a);
-            b = _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(here, k + width + i), b);
-            c = _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(here, k + 2 * width + i), c);
-            d = _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(here, k + 3 * width + i), d);
-        }
-        __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-        __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-        __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-        __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-        __m128 left = _mm_add_ps(_mm512_castps512_ps128(all), _mm512_extractf32x4_ps(all, 1));
-        __m128 right = _mm_add_ps(_mm512_extractf32x4_ps(all, 2), _mm512_extractf32x4_ps(all, 3));
-        _mm_storeu_ps(scores + s, _mm_mul_ps(_mm_add_ps(left, right), _mm_set1_ps(scale)));
-    }
-#endif
-    for (; s < span; s++) scores[s] = dot(query, keys + s * width, width) * scale;
-}
-
-// out (width) = softmax(query . keys) values, over `span` slots; scores: room for span, rounded up to whole registers.
-static void attend(const float *query, const float *keys, const float *values, int64_t span, int64_t width,
-                   float *scores, float *restrict out) {
-    score(query, keys, span, width, 1 / sqrtf((float)width), scores);
-    float peak = scores[0], sum = 0;
+// out (width) = softmax(scores) values, over `span` slots; scores have room for whole registers.
+static void weigh(float *scores, const float *values, int64_t span, int64_t width, float *restrict out) {
+    float peaks[16], peak, sum = 0;
     for (int64_t s = span; s < up(span, 16); s++) scores[s] = -INFINITY;
-    float peaks[16];
     memcpy(peaks, scores, sizeof peaks);
     for (int64_t s = 16; s < span; s += 16)
         for (int j = 0; j < 16; j++) peaks[j] = scores[s + j] > peaks[j] ? scores[s + j] : peaks[j];
-    for (int j = 0; j < 16; j++) peak = peaks[j] > peak ? peaks[j] : peak;
-    Lanes sums = {0};
+    peak = peaks[0];
+    for (int j = 1; j < 16; j++) peak = peaks[j] > peak ? peaks[j] : peak;
     for (int64_t s = 0; s < up(span, 16); s++) scores[s] = exponential(scores[s] - peak);
     for (int64_t s = span; s < up(span, 16); s++) scores[s] = 0;
+    Lanes sums = {0};
     for (int64_t s = 0; s < span; s += 16) sums += *(const Loose *)(scores + s);
     for (int j = 0; j < 16; j++) sum += sums[j];
-    for (int64_t i = 0; i < width; i += 16) { // keys in even and odd places apart, so that sums wait less for each other
+    for (int64_t i = 0; i < width; i += 16) {
         const float *v = values + i;
         int64_t s = 0;
-        if (width - i >= 16) {
-            Lanes even = {0}, odd = {0};
-            for (; s + 2 <= span; s += 2) {
-                even += scores[s] * *(const Loose *)(v + s * width);
-                odd += scores[s + 1] * *(const Loose *)(v + (s + 1) * width);
-            }
-            if (s < span) even += scores[s] * *(const Loose *)(v + s * width);
-            *(Loose *)(out + i) = (even + odd) / sum;
+        if (width - i >= 16) { // every fourth slot apart, so that sums do not wait for each other
+            Lanes part[4] = {{0}, {0}, {0}, {0}};
+            for (; s + 4 <= span; s += 4)
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) part[j] += scores[s + j] * *(const Loose *)(v + (s + j) * width);
+            for (; s < span; s++) part[0] += scores[s] * *(const Loose *)(v + s * width);
+            *(Loose *)(out + i) = (part[0] + part[1] + (part[2] + part[3])) / sum;
             continue;
         }
         float rest[16] = {0};
@@ -497,26 +472,50 @@ static void attend(const float *query, const float *keys, const float *values, i
     }
 }
 
+#define TOGETHER 16 // rows of a text whose queries are scored at once
+#define KEYS 64     // keys that are laid out for that
+
+// Floats that attention needs beside its arguments.
+static int64_t attention_room(const Plan *p, int64_t span) {
+    return (TOGETHER * (p->heads / p->groups) + KEYS) * p->width + TOGETHER * (p->heads / p->groups) * up(span, KEYS);
+}
+
 // All query heads of one key/value head: turn, append to the cache (capacity, width), attend. Heads of a row of
 // `joined` are queries, keys, values; the answers take the place of the queries.
 static void attention_share(const Plan *p, float *joined, int64_t pitch, const Text *text, int64_t layer, int64_t g,
-                            float *scores) {
-    int64_t w = p->width, each = p->heads / p->groups, start = text->span - text->length;
+                            float *room) {
+    int64_t w = p->width, each = p->heads / p->groups, start = text->span - text->length, wide = up(text->span, KEYS);
     float *key = text->keys[layer] + g * text->capacity * w, *value = text->values[layer] + g * text->capacity * w;
+    float *queries = room, *tiles = queries + TOGETHER * each * w, *scores = tiles + KEYS * w;
     const float *angles = p->table + (start + text->offset) * w;
-    float turned[1024];
     for (int64_t t = 0; t < text->length; t++) {
         const float *row = joined + t * pitch, *cosine = angles + t * w;
         rotate(row + (p->heads + g) * w, cosine, cosine + p->context * w, w, key + (start + t) * w);
         memcpy(value + (start + t) * w, row + (p->heads + p->groups + g) * w, 4 * (size_t)w);
     }
-    for (int64_t t = 0; t < text->length; t++)
-        for (int64_t h = g * each; h < (g + 1) * each; h++) {
-            float *query = joined + t * pitch + h * w;
-            const float *cosine = angles + t * w;
-            rotate(query, cosine, cosine + p->context * w, w, turned);
-            attend(turned, key, value, start + t + 1, w, scores, query);
+    float scale = 1 / sqrtf((float)w);
+    for (int64_t from = 0; from < text->length; from += TOGETHER) {
+        int64_t rows = text->length - from < TOGETHER ? text->length - from : TOGETHER, span = start + from + rows;
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t h = 0; h < each; h++) {
+                float *turned = queries + (t * each + h) * w;
+                const float *cosine = angles + (from + t) * w;
+                rotate(joined + (from + t) * pitch + (g * each + h) * w, cosine, cosine + p->context * w, w, turned);
+                for (int64_t i = 0; i < w; i++) turned[i] *= scale;
+            }
+        // keys are the rows of a matrix: laid out as one in tiles, they are multiplied with all queries as one
+        Active a = {.x = queries};
+        for (int64_t s = 0; s < span; s += KEYS) {
+            Linear keys = {FLOAT, span - s < KEYS ? span - s : KEYS, w, tiles, NULL, NULL};
+            for (int64_t n = 0; n < keys.n; n++)
+                for (int64_t i = 0; i < w; i++) tiles[(n / TILE * w + i) * TILE + n % TILE] = key[(s + n) * w + i];
+            float_share(&keys, &a, rows * each, scores + s, wide, 0, 1);
         }
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t h = 0; h < each; h++)
+                weigh(scores + (t * each + h) * wide, value, start + from + t + 1, w,
+                      joined + (from + t) * pitch + (g * each + h) * w);
+    }
 }
 
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -534,7 +533,7 @@ static void sizes(const Plan *p, int64_t length, int64_t *wide, int64_t *bytes) 
 EXPORT int64_t decoder_bytes(const Plan *p, int64_t rows, int64_t span, int32_t threads) {
     int64_t wide, bytes;
     sizes(p, rows, &wide, &bytes);
-    return bytes + 4 * (rows * (wide + 2 * p->dim) + threads * up(span, 16));
+    return bytes + 4 * (rows * (wide + 2 * p->dim) + threads * attention_room(p, span));
 }
 
 // x (T, D) embeddings of all texts, one text after the other -> y (T, D) normed states. work: decoder_bytes of memory
@@ -568,7 +567,7 @@ EXPORT void decoder_step(const Plan *p, const Text *texts, int64_t n_texts, cons
             for (int64_t n = 0; n < n_texts; from += texts[n++].length * wide)
                 for (int64_t g = 0; g < p->groups; g++)
                     if ((n * p->groups + g) % parts == part)
-                        attention_share(p, from, wide, texts + n, i, g, scores + part * up(span, 16));
+                        attention_share(p, from, wide, texts + n, i, g, scores + part * attention_room(p, span));
 #pragma omp barrier
             a = place(work, &l->out, rows);
             for (int64_t t = part; t < rows; t += parts) take_row(&l->out, joined + t * wide, &a, t);

@@ -281,13 +281,13 @@ class CacheTable:
     def of(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Caches | None:
         """Pointers to these caches; None where they are no plain float32 memory of one shape."""
         parts = (*keys, *values)
-        known = self._known.get(id(keys[0])) if keys else None
+        if not len(keys) == len(values) == self._count or not keys:
+            return None
+        known = self._known.get(id(keys[0]))
         if known is not None and all(ref() is part for ref, part in zip(known.tensors, parts, strict=True)):
             return known
-        if not len(keys) == len(values) == self._count:
-            return None
         groups, width = self._shape
-        shape = (1, groups, keys[0].shape[2], width) if keys else ()
+        shape = (1, groups, keys[0].shape[2], width)
         plain = all(
             part.shape == shape and part.dtype == torch.float32 and part.is_contiguous() and part.device.type == "cpu"
             for part in parts
@@ -298,12 +298,11 @@ class CacheTable:
             [weakref.ref(part) for part in parts],
             self._array(*(key.data_ptr() for key in keys)),
             self._array(*(value.data_ptr() for value in values)),
-            shape[2] if keys else 0,
+            shape[2],
         )
         if len(self._known) >= MAX_TEXTS:  # of texts that have ended, nothing is to be kept
             self._known = {}
-        if keys:
-            self._known = {**self._known, id(keys[0]): made}  # another thread may be reading the old one
+        self._known = {**self._known, id(keys[0]): made}  # another thread may be reading the old one
         return made
 
 

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from vivavoce.codecs.glm4_tokenizer import GLM4Tokenizer
 from vivavoce.config import to_dict
 from vivavoce.dialogue.vita_audio import VITAAudio, VITAAudioConfig, begin_module, copy_module, freeze_backbone
+from vivavoce.dialogue.vita_audio_cycles import write_by_grammar
+from vivavoce.dialogue.vita_audio_grammar import Grammar
 from vivavoce.dialogue.vita_audio_prompts import INTERLEAVES, VITATokens
-from vivavoce.dialogue.vita_audio_writing import MODES, Grammar, Writer, write_by_grammar
+from vivavoce.dialogue.vita_audio_writing import MODES, Writer
 from vivavoce.errors import ConfigError
 from vivavoce.recipes.vita_audio_records import (
     Corpus,

@@ -30,10 +30,12 @@ from vivavoce.checkpoints.compact import shrink
 from vivavoce.checkpoints.native import open_native, save_native
 from vivavoce.config import from_dict
 from vivavoce.dialogue.vita_audio import VITAAudio
+from vivavoce.dialogue.vita_audio_cycles import write_by_grammar
 from vivavoce.dialogue.vita_audio_files import VITAAudioBundle, open_bundle
+from vivavoce.dialogue.vita_audio_grammar import Grammar
 from vivavoce.dialogue.vita_audio_prompts import CLIP
 from vivavoce.dialogue.vita_audio_session import VITAAudioParts
-from vivavoce.dialogue.vita_audio_writing import MODES, Grammar, Writer, write_by_grammar
+from vivavoce.dialogue.vita_audio_writing import MODES, Writer
 from vivavoce.errors import CheckpointError, ConfigError
 from vivavoce.nn.lora import attach, merge
 from vivavoce.train.code_cache import CodeCache
@@ -100,7 +102,7 @@ class FinetuneRecipe:
         self.batches = self._batches(sizes)
         self.before = {"loss before": self._scores(held_out)["loss"]} if held_out and self.share.leads else {}
         layers = [*self.net.decoder.layers, *(module.layer for module in self.net.mctp)]
-        self.pieces = Pieces(self.net, layers, ("teach",)) if options.processes == "pieces" else None
+        self.pieces = Pieces(self.net, layers, ("teach", "together")) if options.processes == "pieces" else None
 
     def settings(self) -> Mapping[str, Any]:
         names = ("rank", "alpha", "rate", "module_rate", "budget", "held_out", "prompts")  # not how it is spread
@@ -334,6 +336,11 @@ def open(
             "reads; cut them"
         )
     recipe = FinetuneRecipe(base, parts, train, held_out, options, share=share, device=device)
+    if not held_out and options.held_out.strip("0."):  # 0 asks for none
+        recipe.remarks.append(
+            "nothing is held out, so nothing says how well other records are answered; give a task two or more, "
+            "or name a file with --held-out"
+        )
     left_out = len(found) + len(judged) - len(train) - len(held_out)
     if left_out:
         longest = parts.model.config.decoder.context
