@@ -394,6 +394,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7, help="for --verify sampled")
     parser.add_argument("--judge", type=int, default=60, help="answers a set and mode that Whisper base listens to")
     parser.add_argument("--runs", nargs="*", default=[], metavar="RUN,TOKENIZER")
+    parser.add_argument("--weights", choices=("float32", "int8", "int4"), default="float32")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -401,7 +402,7 @@ def main() -> None:
         folders = [tuple(Path(folder).expanduser() for folder in pair.split(",")) for pair in args.runs]
         runs([(run_folder, tokenizer) for run_folder, tokenizer in folders], args.corpus.expanduser(), args.limit)
         return
-    parts, began = open_speech_model(args.model), time.perf_counter()
+    parts, began = open_speech_model(args.model, args.weights), time.perf_counter()
     if args.what == "tasks":
         chosen = ways(args.modes.split(","), args.verify, args.release or ["verified"], args.temperature)
         tasks(parts, args.corpus.expanduser(), args.limit, chosen, args.judge, args.out)

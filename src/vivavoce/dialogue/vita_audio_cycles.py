@@ -373,9 +373,9 @@ class ScheduledText:
         if isinstance(found, list):
             made, self._drafted = [Written(draft.token, n) for n, draft in enumerate(found)], len(found)
         else:
-            place, writer = self.course.here, self.writer
-            logits = place.masked(writer.model.logits(found[-1]))
-            token = self.policy.choose(Scores(logits, place, writer.tokens), self.generator).token
+            writer = self.writer
+            scores = Scores(writer.model.logits(found[-1]), self.course.here, writer.tokens)
+            token = self.policy.choose(scores, self.generator).token
             writer.add([token])
             made, self._drafted = [Written(token, None)], 0
         self._at += len(made)

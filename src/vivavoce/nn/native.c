@@ -439,6 +439,28 @@ static void rotate(const float *x, const float *cosine, const float *sine, int64
     }
 }
 
+// `count` times 16 columns of scores times values, over the sum. Every fourth slot is summed apart, so that sums do not
+// wait for each other.
+INLINE void mix(const float *scores, const float *values, int64_t span, int64_t width, int count, float sum, float *out) {
+    Register part[4][2];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) part[j][0] = part[j][1] = (Register){0};
+    int64_t s = 0;
+    for (; s + 4 <= span; s += 4)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+#pragma GCC unroll 2
+            for (int c = 0; c < count; c++)
+                part[j][c] = SUM(part[j][c], *(const Loose *)(values + (s + j) * width + 16 * c), scores[s + j]);
+    for (; s < span; s++)
+#pragma GCC unroll 2
+        for (int c = 0; c < count; c++)
+            part[0][c] = SUM(part[0][c], *(const Loose *)(values + s * width + 16 * c), scores[s]);
+#pragma GCC unroll 2
+    for (int c = 0; c < count; c++)
+        *(Loose *)(out + 16 * c) = ((part[0][c] + part[1][c]) + (part[2][c] + part[3][c])) / sum;
+}
+
 // out (width) = softmax(scores) values, over `span` slots; scores have room for whole registers.
 static void weigh(float *scores, const float *values, int64_t span, int64_t width, float *restrict out) {
     float peaks[16], peak, sum = 0;
@@ -453,23 +475,58 @@ static void weigh(float *scores, const float *values, int64_t span, int64_t widt
     Lanes sums = {0};
     for (int64_t s = 0; s < span; s += 16) sums += *(const Loose *)(scores + s);
     for (int j = 0; j < 16; j++) sum += sums[j];
-    for (int64_t i = 0; i < width; i += 16) {
-        const float *v = values + i;
-        int64_t s = 0;
-        if (width - i >= 16) { // every fourth slot apart, so that sums do not wait for each other
-            Lanes part[4] = {{0}, {0}, {0}, {0}};
-            for (; s + 4 <= span; s += 4)
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) part[j] += scores[s + j] * *(const Loose *)(v + (s + j) * width);
-            for (; s < span; s++) part[0] += scores[s] * *(const Loose *)(v + s * width);
-            *(Loose *)(out + i) = (part[0] + part[1] + (part[2] + part[3])) / sum;
-            continue;
+    int64_t i = 0;
+    for (; i + 16 <= width; i += i + 32 <= width ? 32 : 16)
+        i + 32 <= width ? mix(scores, values + i, span, width, 2, sum, out + i)
+                        : mix(scores, values + i, span, width, 1, sum, out + i);
+    float rest[16] = {0};
+    for (int64_t s = 0; i < width && s < span; s++)
+        for (int64_t j = 0; j < width - i; j++) rest[j] += scores[s] * values[s * width + i + j];
+    for (int64_t j = 0; i + j < width; j++) out[i + j] = rest[j] / sum;
+}
+
+// Rows (n, width) as a tile (width, 16); n is at most 16, what is missing becomes zeros.
+static void lay_out(const float *x, int64_t n, int64_t width, float *tile) {
+#if defined(__AVX512F__)
+    for (int64_t from = 0; from < width; from += 16) {
+        int64_t columns = width - from < 16 ? width - from : 16;
+        __mmask16 here = (__mmask16)(0xffff >> (16 - columns));
+        __m512 r[16], t[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++)
+            r[i] = i < n ? _mm512_maskz_loadu_ps(here, x + i * width + from) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+        for (int i = 0; i < 16; i += 2) {
+            t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+            t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
         }
-        float rest[16] = {0};
-        for (; s < span; s++)
-            for (int64_t j = 0; j < width - i; j++) rest[j] += scores[s] * v[s * width + j];
-        for (int64_t j = 0; j < width - i; j++) out[i + j] = rest[j] / sum;
+#pragma GCC unroll 4
+        for (int i = 0; i < 16; i += 4) { // four rows, and in each quarter of a register one column of them
+            __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]);
+            __m512d c = _mm512_castps_pd(t[i + 2]), d = _mm512_castps_pd(t[i + 3]);
+            r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+            r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+            r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+            r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            __m512 even = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88), odd = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd);
+            __m512 even2 = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);
+            __m512 odd2 = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd);
+            t[j] = _mm512_shuffle_f32x4(even, even2, 0x88);
+            t[4 + j] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
+            t[8 + j] = _mm512_shuffle_f32x4(even, even2, 0xdd);
+            t[12 + j] = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++)
+            if (i < columns) _mm512_storeu_ps(tile + (from + i) * TILE, t[i]);
     }
+#else
+    for (int64_t r = 0; r < TILE; r++)
+        for (int64_t i = 0; i < width; i++) tile[i * TILE + r] = r < n ? x[r * width + i] : 0;
+#endif
 }
 
 #define TOGETHER 16 // rows of a text whose queries are scored at once
@@ -507,8 +564,8 @@ static void attention_share(const Plan *p, float *joined, int64_t pitch, const T
         Active a = {.x = queries};
         for (int64_t s = 0; s < span; s += KEYS) {
             Linear keys = {FLOAT, span - s < KEYS ? span - s : KEYS, w, tiles, NULL, NULL};
-            for (int64_t n = 0; n < keys.n; n++)
-                for (int64_t i = 0; i < w; i++) tiles[(n / TILE * w + i) * TILE + n % TILE] = key[(s + n) * w + i];
+            for (int64_t n = 0; n < keys.n; n += TILE)
+                lay_out(key + (s + n) * w, keys.n - n < TILE ? keys.n - n : TILE, w, tiles + n * w);
             float_share(&keys, &a, rows * each, scores + s, wide, 0, 1);
         }
         for (int64_t t = 0; t < rows; t++)
