@@ -130,13 +130,13 @@ def test_texts_come_wait_and_go_at_ticks() -> None:
     texts = [ScheduledText(begun(net), (1, 3), limit) for limit in (9, 40, 5)]
     first, second, third = map(engine.admit, texts)
     now[0] = 0.25
-    assert set(engine.tick()) == {first, second} and engine.waits == [0.25, 0.25]
+    assert set(engine.tick()) == {first, second} and list(engine.waits) == [0.25, 0.25]
     let_go = engine.cancel(second)
     assert let_go is texts[1] and len(engine) == 2
     with pytest.raises(KeyError):
         engine.cancel(second)
     now[0] = 0.5
-    assert set(engine.tick()) == {first, third} and engine.waits == [0.25, 0.25, 0.5]
+    assert set(engine.tick()) == {first, third} and list(engine.waits) == [0.25, 0.25, 0.5]
     while len(engine):
         engine.tick()
     with torch.inference_mode():  # what was let go goes on elsewhere as if it had stayed
@@ -145,6 +145,9 @@ def test_texts_come_wait_and_go_at_ticks() -> None:
     assert let_go.writer.tokens == PROMPT + whole and whole[-len(rest) :] == rest
     with pytest.raises(ConfigError, match="another model"):
         engine.admit(ScheduledText(begun(model(3, 4)), (1, 3), 9))
+    with pytest.raises(ConfigError, match="may grow to 208 tokens and its caches hold 128"):
+        engine.admit(ScheduledText(begun(net), (1, 3), 200))
+    assert len(engine) == 0
     with pytest.raises(ConfigError, match="1 text or more"):
         Engine(net, most=0)
 
@@ -244,6 +247,8 @@ def test_tensors_that_are_no_text_are_refused() -> None:
         {**good, "tokens": torch.tensor(w.tokens[:3])},
         {**good, "counts": good["counts"][:-1]},
         {**good, "counts": good["counts"] + 1},
+        {**good, "counts": good["counts"] + torch.tensor([0, 3, 0, 0, 0, 0, 0])},  # modules begin behind where they are
+        {**good, "counts": good["counts"] + torch.tensor([0, 0, 0, 0, 0, 0, 99])},
         {**good, "modules.0.value": good["modules.0.value"][:, :, 1:]},
         {**good, "hidden.1": good["hidden.1"][..., 1:]},
         {**good, "backbone.0.key": good["backbone.0.key"].double()},
@@ -255,3 +260,34 @@ def test_tensors_that_are_no_text_are_refused() -> None:
         Writer.from_tensors(net, good, 8)
     with pytest.raises(ValueError):
         Writer.from_tensors(model(10, 4), good)
+
+
+@torch.inference_mode()
+def test_what_would_lead_c_astray_is_refused(kernels: None) -> None:
+    net = ready(model(3, 4), "float32")
+    for token in (-1, 61, 1 << 40):
+        text = ScheduledText(begun(net), (1, 3), 8)
+        list(zip(range(2), write(text), strict=False))
+        text.writer.tokens[-1] = token
+        with pytest.raises((ValueError, IndexError)):
+            list(write(text))
+    text = ScheduledText(begun(net), (1, 3), 8)
+    next(write(text))
+    text.writer.drafted[1] = text.writer.begun
+    with pytest.raises(ValueError, match="before its beginning"):
+        list(write(text))
+
+
+@torch.inference_mode()
+def test_weights_that_were_moved_are_those_that_count(kernels: None) -> None:
+    """Plans for the C kernels point to weights, which a change of their type puts elsewhere."""
+    plain = model(3, 4)
+    net = ready(plain, "float32")
+    list(write_scheduled(begun(net), (1, 3), 9))
+    net.double().float()
+    for norm in (net.decoder.norm, net.mctp[1].embed_norm):  # pyright: ignore[reportAttributeAccessIssue]
+        norm.weight.mul_(1.5)  # pyright: ignore
+    for norm in (plain.decoder.norm, plain.mctp[1].embed_norm):  # pyright: ignore[reportAttributeAccessIssue]
+        norm.weight.mul_(1.5)  # pyright: ignore
+    wanted = list(write_scheduled(begun(plain), (1, 3), 40))
+    assert list(write_scheduled(begun(net), (1, 3), 40)) == wanted

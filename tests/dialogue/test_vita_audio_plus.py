@@ -246,3 +246,25 @@ def test_published_sizes(modules: int, size: int):
     with torch.device("meta"):
         net = VITAAudioPlus(VITAAudioPlusConfig.published(modules))
     assert sum(parameter.numel() for parameter in net.parameters()) == size
+
+
+@torch.inference_mode()
+def test_a_text_with_sound_is_forked_cut_and_written_down():
+    net = model()
+    text, clips = heard(net)
+    w = writer(net, text, clips)
+    other = w.fork()
+    other.add_heard([CONTEXT], [torch.zeros(1, net.config.model.decoder.dim)], CONTEXT)
+    assert len(other.places) == len(w.places) + 1 and len(w.tokens) == len(text)
+    again = PlusWriter.from_tensors(net.model, w.to_tensors())
+    wanted = list(write_scheduled(w, MODES["boost"], 14))
+    assert list(write_scheduled(again, MODES["boost"], 14)) == wanted
+    again.cut(len(text) + 1)  # what is read again is heard again
+    again.add([3])
+    fresh = writer(net, text, clips)
+    fresh.add(again.tokens[len(text) :])
+    torch.testing.assert_close(again.backbone(), fresh.backbone(), rtol=0, atol=1e-4)
+    tensors = w.to_tensors()
+    for wrong in ({"places": tensors["places"] + 999}, {"sound": tensors["sound"][1:]}):
+        with pytest.raises(ValueError):
+            PlusWriter.from_tensors(net.model, {**tensors, **wrong})

@@ -109,13 +109,13 @@ def test_rows_hold_medians_and_ratios() -> None:
     who = {"ours": Told("ours", [4.0, 1.0, 9.0, 2.0, 5.0, 2.0], log),
            "reference": Told("reference", [8.0, 3.0] * 3, log, (1, 2, 9))}  # fmt: skip
     runs = speed.measure(who, {"vanilla": (9, 0), "turbo": (1, 3)}, 10, 3, silent)
-    vanilla, turbo = speed.timings(runs, lambda run: run.seconds, same_weights=True)
+    vanilla, turbo = speed.timings(runs, lambda run: run.seconds, comparable=True)
     assert (vanilla.seconds, vanilla.of_vanilla, vanilla.each) == (5.0, 1.0, (4.0, 9.0, 5.0))
     assert (turbo.seconds, turbo.of_vanilla, turbo.passes, turbo.drafts, turbo.agree) == (2.0, 2.5, 7, 10, 2)
     assert turbo.reference is not None and turbo.reference.seconds == 3.0
     assert turbo.reference.of_vanilla == pytest.approx(5 / 3)
-    assert speed.timings(runs, lambda run: run.first, same_weights=False)[0].agree is None
-    only = speed.timings({"ours": {"turbo": runs["ours"]["turbo"]}}, lambda run: run.seconds, same_weights=True)
+    assert speed.timings(runs, lambda run: run.first, comparable=False)[0].agree is None
+    only = speed.timings({"ours": {"turbo": runs["ours"]["turbo"]}}, lambda run: run.seconds, comparable=True)
     assert only[0].of_vanilla is None and only[0].reference is None and only[0].agree is None
 
 
@@ -172,7 +172,7 @@ def test_a_pass_reads_its_layers_and_the_head() -> None:
 def test_the_floor_is_bytes_by_bandwidth() -> None:
     memory = Memory(backbone=1000, module=100, bandwidth=10_000.0, cache=None)
     rows = speed.timings(
-        {"ours": {"turbo": [Run(0.1, 4.0, (), passes=2, drafts=20)]}}, lambda run: run.seconds, same_weights=False
+        {"ours": {"turbo": [Run(0.1, 4.0, (), passes=2, drafts=20)]}}, lambda run: run.seconds, comparable=False
     )
     (floor,) = speed.floors(memory, rows, 20)
     assert floor.bytes == pytest.approx(200) and floor.seconds == pytest.approx(0.02)

@@ -15,7 +15,7 @@ module passes write K+1 tokens. Bricks: nn/decoder.py. Who writes which token is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vivavoce.errors import ConfigError
 from vivavoce.nn import native
 from vivavoce.nn.attention import KVCache, init_cache
-from vivavoce.nn.decoder import Decoder, DecoderConfig, DecoderLayer, RMSNorm, native_stack, run, run_together
+from vivavoce.nn.decoder import Decoder, DecoderConfig, DecoderLayer, RMSNorm, native_stack, run_together
 from vivavoce.nn.drafting import Chain, DraftPlace, DraftRun, chain
 from vivavoce.nn.packed import some_outputs
 from vivavoce.nn.streaming import module_list
@@ -116,6 +116,7 @@ class VITAAudio(nn.Module):
         self.mctp = module_list(MCTPModule(config.decoder) for _ in range(config.modules))
         self.head = nn.Linear(config.decoder.dim, config.vocab_size, bias=False)
         self._chain: Chain | None = None
+        self._planned = False  # it has been tried to make that
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
@@ -157,31 +158,16 @@ class VITAAudio(nn.Module):
         after = [_read(state, own, part) for state, own, part in zip(states, caches, hidden, strict=True)]
         return hidden, after
 
-    def draft(
-        self, number: int, tokens: Tensor, first: int, state: VITAAudioState, span: int | None = None
-    ) -> tuple[Tensor, VITAAudioState]:
-        """A pass of module ``number`` over T further tokens (B, T), the first with index ``first`` in the text
-        -> states (B, T, D); the state given is consumed.
-
-        Its predecessor must have passed the token before each of them, so the earliest index of module 0 is 1, and each
-        module begins one later than the one before. ``span``: tokens the module will have read after the pass, if the
-        caller knows.
-        """
-        cache, read = self._waiting(number, tokens, state)
-        if span is None:
-            span = int(cache.position.max()) + tokens.shape[1]
-        module, offset = self.mctp[number], first - span + tokens.shape[1]
-        x = module.join(self.embedding(tokens), read)
-        x, (cache,) = run([module.layer], x, (cache,), self.decoder.angles(x), span, offset)
-        x = self.decoder.norm(x)
-        return x, _drafted(state, number, cache, x)
-
     def draft_together(
         self, number: int, tokens: Sequence[Tensor], firsts: Sequence[int], states: Sequence[VITAAudioState],
         spans: Sequence[int],
     ) -> tuple[list[Tensor], list[VITAAudioState]]:  # fmt: skip
-        """One pass of a module for texts of different ages: (1, T) further tokens of each -> their states (1, T, D);
-        see :meth:`draft`."""
+        """One pass of module ``number`` for texts of different ages: (1, T) further tokens of each, the first with
+        index ``firsts`` in its text -> their states (1, T, D); the states given are consumed.
+
+        Its predecessor must have passed the token before each of them, so the earliest index of module 0 is 1, and each
+        module begins one later than the one before. ``spans``: tokens that the module will have read of each.
+        """
         module, lengths = self.mctp[number], [part.shape[1] for part in tokens]
         waiting = [self._waiting(number, part, state) for part, state in zip(tokens, states, strict=True)]
         joined = module.join(self.embedding(torch.cat(list(tokens), 1)), torch.cat([read for _, read in waiting], 1))
@@ -206,16 +192,21 @@ class VITAAudio(nn.Module):
         nothing is done, where the C kernels cannot."""
         if torch.is_grad_enabled():
             return False
-        if self._chain is None and native.active() and not isinstance(self.head, nn.Linear):
-            self._chain = self._make_chain()
+        if not self._planned and native.active() and not isinstance(self.head, nn.Linear):
+            self._planned, self._chain = True, self._make_chain()
         return self._chain is not None and self._chain.draft(places, runs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VITAAudio:
+        """What changes weights or their device leaves no plan that points to the old ones."""
+        self._chain, self._planned = None, False
+        return super()._apply(fn, recurse)
 
     def _make_chain(self) -> Chain | None:
         norm, embedding = self.decoder.norm.weight, self.embedding
         modules = [module.layer for module in self.mctp]
         joins = [
-            (module.embed_norm.weight, module.hidden_norm.weight, getattr(module.project, "kernel", None))
-            for module in self.mctp
+            (m.embed_norm.weight.detach(), m.hidden_norm.weight.detach(), getattr(m.project, "kernel", None))
+            for m in self.mctp
         ]
         stack = native_stack(self.config.decoder, modules, norm, self.decoder.angles(norm))
         return chain(

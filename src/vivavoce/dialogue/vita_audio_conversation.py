@@ -70,10 +70,10 @@ class GrowingText(Writer):
             super().prefill()
             return
         if self.read < len(self.tokens):
-            self.states(1)
+            self._read()
         for number, index in enumerate(self.drafted):
             if index < len(self.tokens):
-                self.module(number, slice(0, 1))
+                self._draft(number)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,11 @@ class Text(Protocol):
 
     writer: Writer
 
+    @property
+    def left(self) -> int:
+        """How many tokens may still come."""
+        ...
+
     def ask(self) -> Ask | None:
         """What it needs next; None when it is complete."""
         ...
@@ -146,7 +151,9 @@ def _one_by_one(jobs: Sequence[tuple[Writer, Drafting]]) -> list[list[Draft]]:
         for n, states in zip(going, hidden, strict=True):
             (writer, ask), place = jobs[n], courses[n].here
             logits = place.masked(writer.model.logits(states[0, -1], place.rows))
-            draft = Draft(place, ask.policy.choose(Scores(logits, place, writer.tokens), ask.generator))
+            draft = Draft(
+                place, ask.policy.choose(Scores(logits, place, writer.tokens, len(writer.tokens)), ask.generator)
+            )
             drafts[n].append(draft)
             courses[n].take(draft.token)
             writer.add([draft.token])
@@ -157,20 +164,22 @@ def _in_one_go(jobs: Sequence[tuple[Writer, Drafting]]) -> list[list[Draft]] | N
     """All modules for all texts in C; None where that cannot be."""
     if not jobs:
         return None
-    table, starts, runs = list[DraftPlace](), dict[int, int](), list[DraftRun]()
+    table, starts, runs = list[DraftPlace](), list[tuple[object, int]](), list[DraftRun]()
     for writer, ask in jobs:
         places, number = ask.course.draft_places
-        if id(places) not in starts:
-            starts[id(places)] = len(table)
-            table += [place._replace(next=place.next + len(table)) for place in places]
+        start = next((at for known, at in starts if known is places), None)
+        if start is None:
+            start = len(table)
+            starts.append((places, start))
+            table += [place._replace(next=place.next + start) for place in places]
         writer.make_waiting()
-        runs.append(writer.draft_run(ask.size, starts[id(places)] + number))
+        runs.append(writer.draft_run(ask.size, start + number))
     if not jobs[0][0].model.write_drafts(table, runs):
         return None
     found = list[list[Draft]]()
     for (writer, ask), run in zip(jobs, runs, strict=True):
         course, drafts = copy(ask.course), list[Draft]()
-        for token in run.tokens[len(writer.tokens) :]:
+        for token in run.added:
             drafts.append(Draft(course.here, Choice(token - course.here.rows.start)))
             course.take(token)
         writer.take_run(run)
@@ -191,8 +200,9 @@ def write(text: Text) -> Iterator[Written | TakenBack]:
 class CycledText:
     """Up to ``limit`` tokens until the answer ends; which drafts stand, the policy says. Text is never drafted.
 
-    The mode's pairs say how many tokens of speech the backbone writes by itself and how many the modules may draft
-    then; the next pair begins when a run stood whole or its block of speech is over.
+    The mode's pairs say how many tokens the backbone writes by itself and how many of speech the modules may draft
+    then; the next pair begins when a run stood whole or its block of speech is over. An answer begins with text, which
+    is the backbone's in any case, so of the first pair only the drafts count.
 
     Where the policy checks and ``early`` is set, drafts are told as soon as they are written, not verified; after the
     backbone's pass those that do not stand are taken back, and its own token, verified, comes last. Else only verified
@@ -210,6 +220,10 @@ class CycledText:
     pair: int = 0
     look: int = 0  # tokens that the backbone is to write before modules may draft
     drafts: list[Draft] | None = None  # that wait for the backbone
+
+    @property
+    def left(self) -> int:
+        return self.limit
 
     def ask(self) -> Ask | None:
         if self.limit <= 0 or self.grammar.done:
@@ -238,7 +252,8 @@ class CycledText:
         self.writer.roll_back(start + accepted)
         self.writer.add([token])
         self._keep(self.writer.tokens[start:] if checks else [token])
-        self.acceptance.count(len(drafts), accepted)
+        if checks:
+            self.acceptance.count(len(drafts), accepted)
         self.look = max(0, self.look - 1)
         if drafts and (accepted == len(drafts) or not self.grammar.speech):
             self.pair = min(self.pair + 2, len(self.mode) - 2)
@@ -276,11 +291,12 @@ class CycledText:
         beyond, writer, policy = ahead.here, self.writer, self.policy
         logits = _masked_logits(writer.model, [*(draft.place for draft in drafts), beyond], states)
         for number, draft in enumerate(drafts):
-            scores = Scores(next(logits), draft.place, writer.tokens[: start + number])
+            scores = Scores(next(logits), draft.place, writer.tokens, start + number)
             token = policy.stands(draft.choice, scores, self.generator)
             if token != draft.choice.token:
                 return number, draft.place.rows.start + token
-        choice = policy.choose(Scores(next(logits), beyond, writer.tokens), self.generator)
+        scores = Scores(next(logits), beyond, writer.tokens, len(writer.tokens))
+        choice = policy.choose(scores, self.generator)
         return len(drafts), beyond.rows.start + choice.token
 
 
@@ -361,6 +377,10 @@ class ScheduledText:
         self._slots, self._at = list(islice(slots(mode), limit)), 0
         self._drafted = 0  # modules that have written since the backbone did
 
+    @property
+    def left(self) -> int:
+        return len(self._slots) - self._at
+
     def ask(self) -> Ask | None:
         if self._at == len(self._slots) or not self.course.speech:
             return None
@@ -374,7 +394,7 @@ class ScheduledText:
             made, self._drafted = [Written(draft.token, n) for n, draft in enumerate(found)], len(found)
         else:
             writer = self.writer
-            scores = Scores(writer.model.logits(found[-1]), self.course.here, writer.tokens)
+            scores = Scores(writer.model.logits(found[-1]), self.course.here, writer.tokens, len(writer.tokens))
             token = self.policy.choose(scores, self.generator).token
             writer.add([token])
             made, self._drafted = [Written(token, None)], 0

@@ -10,6 +10,7 @@ ticks, and taken into another engine.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -20,7 +21,10 @@ from vivavoce.dialogue.vita_audio import VITAAudio
 from vivavoce.dialogue.vita_audio_cycles import Ask, Drafting, Reading, TakenBack, Text, Written, carry_out
 from vivavoce.errors import ConfigError
 
-PROMPT_PIECE = 64  # tokens of a prompt to a tick: a long one does not keep the others waiting
+# tokens of a prompt that the backbone reads in a tick, so that a long one does not keep the others waiting; modules
+# that read whole prompts do so when they first draft, each in one piece
+PROMPT_PIECE = 64
+KNOWN_WAITS = 1024
 
 
 @dataclass
@@ -33,13 +37,13 @@ class _Session:
 class Engine:
     """Texts of one model. ``most``: how many at once; more than that wait in their order.
 
-    ``waits``: seconds from admission to the tick that first served each text. Not thread-safe."""
+    ``waits``: seconds from admission to the tick that first served a text, of the last 1,024. Not thread-safe."""
 
     def __init__(self, model: VITAAudio, *, most: int = 64, clock: Callable[[], float] = perf_counter):
         if most < 1:
             raise ConfigError(f"an engine serves 1 text or more at once, not {most}")
         self.model, self.most, self.clock = model, most, clock
-        self.waits: list[float] = []
+        self.waits: deque[float] = deque(maxlen=KNOWN_WAITS)
         self._sessions: dict[int, _Session] = {}  # in the order of their admission
         self._next = 0
 
@@ -48,9 +52,13 @@ class Engine:
         return len(self._sessions)
 
     def admit(self, text: Text) -> int:
-        """Take a text in from the next tick on -> its key. ConfigError where it is another model's."""
+        """Take a text in from the next tick on -> its key. ConfigError where it is another model's, or may grow beyond
+        its caches, which would stop all others in a tick."""
         if text.writer.model is not self.model:
             raise ConfigError("the text is written by another model; give it to an engine of that model")
+        length, room = len(text.writer.tokens) + text.left, text.writer.room
+        if length > room:
+            raise ConfigError(f"the text may grow to {length} tokens and its caches hold {room}; give a lower limit")
         self._next += 1
         self._sessions[self._next] = _Session(text, self.clock())
         return self._next

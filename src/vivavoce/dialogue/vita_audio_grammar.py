@@ -25,14 +25,14 @@ class Place:
 
     def masked(self, logits: Tensor) -> Tensor:
         """Logits (..., R) with minus infinity where nothing may stand."""
-        return logits.masked_fill(~self.allowed, float("-inf"))
+        return logits.masked_fill(~self.allowed.to(logits.device), float("-inf"))
 
-    def recent(self, tokens: Sequence[int], options: SamplingOptions) -> list[int]:
-        """Those of the last tokens that are among the rows, as far back as a penalty for them looks."""
+    def recent(self, tokens: Sequence[int], at: int, options: SamplingOptions) -> list[int]:
+        """Those of the last tokens before index ``at`` that are among the rows, as far back as a penalty looks."""
         if options.repetition_penalty == 1.0:
             return []
         first, last = self.rows.start, self.rows.stop
-        return [token - first for token in tokens[-options.window :] if first <= token < last]
+        return [token - first for token in tokens[max(0, at - options.window) : at] if first <= token < last]
 
 
 class Course(Protocol):
@@ -50,7 +50,8 @@ class Course(Protocol):
 
     @property
     def draft_places(self) -> tuple[tuple[DraftPlace, ...], int]:
-        """All that may come while they do, as a table, and the number of the one that is next."""
+        """All that may come while they do, as a table that courses of one kind share, and the number of the one that is
+        next."""
         ...
 
     def take(self, token: int) -> None:

@@ -10,8 +10,9 @@ dialogue/vita_audio.py. SenseVoice stays as it is in every stage of training, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -168,6 +169,46 @@ class PlusWriter(Writer):
         self.add(tokens)
         self.places += places
         self.sound += clips
+
+    def fork(self) -> Self:
+        return replace(super().fork(), places=list(self.places), sound=list(self.sound))
+
+    def cut(self, length: int) -> None:
+        super().cut(length)
+        self._forget(length)
+
+    def roll_back(self, length: int) -> None:
+        super().roll_back(length)
+        self._forget(length)
+
+    def _forget(self, length: int) -> None:
+        """Nothing is heard behind the end of the text."""
+        kept = sum(index < length for index in self.places)
+        if kept < len(self.places):
+            self.places, self.sound = self.places[:kept], [torch.cat(self.sound)[:kept]]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Of what was heard the states are kept as well."""
+        heard = (
+            torch.cat(self.sound)
+            if self.sound
+            else self.model.decoder.norm.weight.new_zeros(0, self.model.config.decoder.dim)
+        )
+        return super().to_tensors() | {"places": torch.tensor(self.places, dtype=torch.long), "sound": heard}
+
+    @classmethod
+    def from_tensors(cls, model: VITAAudio, tensors: Mapping[str, Tensor], capacity: int | None = None) -> Self:
+        rest = {name: tensor for name, tensor in tensors.items() if name not in ("places", "sound")}
+        writer = super().from_tensors(model, rest, capacity)
+        if not {"places", "sound"} <= tensors.keys():
+            raise ValueError("what was heard is missing")
+        places, sound = tensors["places"].tolist(), tensors["sound"]
+        if sound.shape != (len(places), model.config.decoder.dim) or not all(
+            0 <= place < len(writer.tokens) for place in places
+        ):
+            raise ValueError("what was heard does not fit the text")
+        writer.places, writer.sound = places, [sound]
+        return writer
 
     def embedded(self, end: int) -> Tensor | None:
         here = [number for number, index in enumerate(self.places) if self.read <= index < end]

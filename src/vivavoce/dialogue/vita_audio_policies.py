@@ -24,16 +24,21 @@ from vivavoce.search.sampling import SamplingOptions, probabilities, sample
 
 @dataclass(frozen=True)
 class Scores:
-    """What a module or the backbone says of a place: logits (R,) of its rows, minus infinity where nothing may stand;
-    ``before``: the text up to there."""
+    """What a module or the backbone says of a place: logits (R,) of its rows, minus infinity where nothing may stand.
+    The place is that of index ``at`` of ``text``."""
 
     logits: Tensor
     place: Place
-    before: Sequence[int]
+    text: Sequence[int]
+    at: int
+
+    def recent(self, options: SamplingOptions) -> list[int]:
+        """The last tokens before it, among the rows, as far back as a penalty for them looks."""
+        return self.place.recent(self.text, self.at, options)
 
     def odds(self, options: SamplingOptions) -> Tensor:
         """What a token is drawn from (R,)."""
-        return probabilities(self.logits, self.place.recent(self.before, options), options)
+        return probabilities(self.logits, self.recent(options), options)
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,7 @@ class Trusted(Policy):
         return self.options.temperature <= 0 and self.options.repetition_penalty == 1.0
 
     def choose(self, scores: Scores, generator: torch.Generator | None) -> Choice:
-        recent = scores.place.recent(scores.before, self.options)
-        return Choice(sample(scores.logits, recent, self.options, generator))
+        return Choice(sample(scores.logits, scores.recent(self.options), self.options, generator))
 
 
 @dataclass(frozen=True)

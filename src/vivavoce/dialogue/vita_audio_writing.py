@@ -131,6 +131,10 @@ class Writer:
             drafted = counts[4:]
             if len(drafted) != len(model.mctp) or not 0 <= read <= len(tokens) <= writer.room or begun < 1:
                 raise ValueError("the counts do not fit each other")
+            if any(
+                not begun + number <= index <= max(begun + number, len(tokens)) for number, index in enumerate(drafted)
+            ):
+                raise ValueError("a module stands outside the text")
             if not all(0 <= token < model.config.vocab_size for token in tokens):
                 raise ValueError("a token is not in the vocabulary")
             filled = {"backbone": [read] * len(writer.state.backbone)}
@@ -180,8 +184,9 @@ class Writer:
 
     def take_run(self, run: DraftRun) -> None:
         """The drafts have been written: they join the text."""
-        self.drafts += len(run.tokens) - len(self.tokens)
-        self.tokens, self.drafted = run.tokens, run.drafted
+        self.drafts += len(run.added)
+        self.tokens += run.added
+        self.drafted = run.drafted
         filled = [index - self.begun - number for number, index in enumerate(run.drafted)]
         positions = torch.tensor(filled, device=self.device).split(1)
         caches = [replace(c, position=p) for c, p in zip(self.state.modules, positions, strict=True)]

@@ -353,7 +353,7 @@ class Timing:
 
 
 def timings(
-    runs: Mapping[str, Mapping[str, Sequence[Run]]], seconds: Callable[[Run], float], same_weights: bool
+    runs: Mapping[str, Mapping[str, Sequence[Run]]], seconds: Callable[[Run], float], comparable: bool
 ) -> list[Timing]:
     """One row a mode from what :func:`measure` gives; ``seconds`` says which time of a run counts."""
     ours, theirs = runs["ours"], runs.get("reference")
@@ -369,7 +369,7 @@ def timings(
     for mode, found in ours.items():
         beside = None if theirs is None else row(mode, theirs[mode])
         agree = None
-        if theirs is not None and same_weights:
+        if theirs is not None and comparable:
             agree = agreement(found[-1].tokens, theirs[mode][-1].tokens)
         rows.append(row(mode, found, beside, agree))
     return rows
@@ -525,7 +525,7 @@ class Result:
     torch: str
     kernels: str  # whether the C kernels may be used
     reference: Mapping[str, str] | None  # versions of its packages
-    same_weights: bool
+    comparable: bool  # whether the reference must write the same tokens
     tokens: int
     chunk: Sequence[Timing]
     run: Sequence[Timing]
@@ -563,7 +563,7 @@ def bench(config: VITAAudioConfig, device: torch.device, plan: Plan, report: Rep
         parameters=parameters, dtype=dtype if plan.weights == "float32" else plan.weights,
         processor=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         threads=torch.get_num_threads(), torch=torch.__version__, kernels=native.status(),
-        reference=beside and dict(beside.versions), same_weights=same, tokens=plan.tokens, chunk=chunk, run=run,
+        reference=beside and dict(beside.versions), comparable=same, tokens=plan.tokens, chunk=chunk, run=run,
         memory=memory, floor=floors(memory, run, plan.tokens), together=many,
     )  # fmt: skip
 

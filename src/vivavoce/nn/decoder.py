@@ -8,7 +8,7 @@ them); layouts with interleaved pairs are converted on import.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,11 +118,11 @@ class DecoderLayer(nn.Module):
 
 
 def run(
-    layers: Iterable[nn.Module], x: Tensor, state: tuple[KVCache, ...], table: Tensor, span: int, offset: int = 0
+    layers: Iterable[nn.Module], x: Tensor, state: tuple[KVCache, ...], table: Tensor, span: int
 ) -> tuple[Tensor, tuple[KVCache, ...]]:
-    """T further positions (B, T, D) through layers with caches whose first slot is position ``offset`` of the text."""
+    """T further positions (B, T, D) through layers with caches."""
     position, length = state[0].position, x.shape[1]
-    steps = offset + position[:, None] + torch.arange(length, device=x.device)  # (B, T)
+    steps = position[:, None] + torch.arange(length, device=x.device)  # (B, T)
     cosine, sine = table[:, steps][:, :, None]  # each (B, 1, T, head)
     mask = visible(position, length, span)
     caches = []
@@ -137,7 +137,7 @@ def run_together(
     spans: Sequence[int], lengths: Sequence[int], offsets: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[tuple[KVCache, ...]]]:  # fmt: skip
     """As :func:`run` with the rows of several texts behind each other, x (1, sum of T, D): matrices are multiplied for
-    all at once, attention is each text's own."""
+    all at once, attention is each text's own. ``offsets``: positions in the texts of their caches' first slots."""
     cosines, sines, masks = list[Tensor](), list[Tensor](), list[Tensor | None]()
     for state, span, length, offset in zip(states, spans, lengths, offsets or [0] * len(spans), strict=True):
         cosine, sine = table[:, offset + span - length : offset + span]
@@ -163,9 +163,9 @@ def native_stack(
         tuple(getattr(part, "kernel", None) for part in (layer.qkv, layer.out, layer.gate_up, layer.down))
         for layer in known
     ]
-    norms: list[tuple[Tensor, Tensor]] = [(layer.attention_norm.weight, layer.ffn_norm.weight) for layer in known]
+    norms = [(layer.attention_norm.weight.detach(), layer.ffn_norm.weight.detach()) for layer in known]
     return native.stack(
-        (c.dim, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim), c.norm_eps, norms, linears, norm, table
+        (c.dim, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim), c.norm_eps, norms, linears, norm.detach(), table
     )  # fmt: skip
 
 
@@ -185,6 +185,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self._table: Tensor | None = None
         self._stack: native.NativeStack | None = None
+        self._planned = False  # it has been tried to make that
 
     def init_state(self, batch: int, capacity: int | None = None) -> tuple[KVCache, ...]:
         """Empty caches of ``capacity`` positions (default: the context)."""
@@ -226,14 +227,19 @@ class Decoder(nn.Module):
         """The whole sequence at once: step in one piece."""
         return self.step(x, self.init_state(x.shape[0], x.shape[1]), x.shape[1])[0]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
+        """What changes weights or their device leaves no plan that points to the old ones."""
+        self._stack, self._planned = None, False
+        return super()._apply(fn, recurse)
+
     def _native_step(
         self, x: Tensor, states: Sequence[tuple[KVCache, ...]], spans: Sequence[int], lengths: Sequence[int]
     ) -> Tensor | None:
         """The step in C, where it may be taken there: inference, layers for the C kernels."""
         if x.dtype != torch.float32 or torch.is_grad_enabled() or x.device.type != "cpu":
             return None
-        if self._stack is None and native.active() and not isinstance(self.layers[0].qkv, nn.Linear):
-            self._stack = native_stack(self.config, self.layers, self.norm.weight, self.angles(x))
+        if not self._planned and native.active() and not isinstance(self.layers[0].qkv, nn.Linear):
+            self._planned, self._stack = True, native_stack(self.config, self.layers, self.norm.weight, self.angles(x))
         if self._stack is None:
             return None
         texts = [

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vivavoce.nn.native import CacheTable, LayerStruct, LinearStruct, NativeLinear, NativeStack, PlanStruct
+from vivavoce.nn.native import Caches, CacheTable, LayerStruct, LinearStruct, NativeLinear, NativeStack, PlanStruct
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -42,7 +42,7 @@ class RunStruct(ctypes.Structure):
     """``Run`` of native.c."""
 
     _fields_ = [("keys", _pointer), ("values", _pointer), ("capacity", _long), ("begun", _long), ("tokens", _pointer),
-                ("count", _long), ("drafted", _pointer), ("states", _pointer), ("n_waiting", _pointer),
+                ("base", _long), ("count", _long), ("drafted", _pointer), ("states", _pointer), ("n_waiting", _pointer),
                 ("size", _long), ("place", _long), ("written", _long)]  # fmt: skip
 
 
@@ -60,8 +60,8 @@ class DraftPlace(NamedTuple):
 class DraftRun:
     """A text that gets drafts: caches (1, G, capacity, width) of each module; the index of each module's next token and
     of the first that module 0 reads; ``waiting``: for each module the states (1, n, D) of its predecessor, from the
-    token before its next one on; ``size`` drafts at most, the first in ``place``. ``tokens``, ``drafted`` and
-    ``waiting`` are replaced by what they are afterwards; ``passed``: the states that each module read."""
+    token before its next one on; ``size`` drafts at most, the first in ``place``. ``drafted`` and ``waiting`` are
+    replaced by what they are afterwards; ``passed``: the states that each module read; ``added``: the drafts."""
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
@@ -72,6 +72,18 @@ class DraftRun:
     passed: list[Tensor]
     size: int
     place: int
+    added: list[int] = field(default_factory=list)
+
+
+class _Held(NamedTuple):
+    """What C works with of one text; it must live as long as the pass."""
+
+    caches: Caches
+    tokens: Tensor
+    states: list[Tensor]
+    drafted: ctypes.Array[ctypes.c_int64]
+    pointers: ctypes.Array[ctypes.c_void_p]
+    counts: ctypes.Array[ctypes.c_int64]
 
 
 class Chain:
@@ -93,13 +105,15 @@ class Chain:
             None if scale is None else scale.data_ptr(), head.struct,
         )  # fmt: skip
         plan = stack.plan
-        self._dim, self._context = plan.dim, plan.context
+        self._dim, self._context, self._vocabulary = plan.dim, plan.context, min(len(embedding), head.struct.n)
         self._caches = CacheTable(len(joins), plan.groups, plan.width)
 
     def draft(self, places: Sequence[DraftPlace], runs: Sequence[DraftRun]) -> bool:
         """Let every text have its drafts; False, and nothing is changed, where caches are no plain float32 memory or
-        too small."""
-        modules, structs, kept = len(self._modules), (RunStruct * len(runs))(), list[object]()
+        too small. ValueError for tokens outside the vocabulary, and for modules that stand where they cannot."""
+        modules, structs, kept = len(self._modules), (RunStruct * len(runs))(), list[_Held]()
+        if any(not 0 <= place.rows.start < place.rows.stop <= self._vocabulary for place in places):
+            raise ValueError(f"a place is outside the {self._vocabulary} tokens of the vocabulary")
         rows = [0] * modules
         span = 0
         for struct, run in zip(structs, runs, strict=True):
@@ -107,7 +121,13 @@ class Chain:
             longest = len(run.tokens) + size - 1 - run.begun  # slots filled by the last module, were it the first
             if caches is None or longest > caches.capacity or len(run.tokens) + size - 1 > self._context:
                 return False
-            tokens = torch.tensor([*run.tokens, *([0] * size)])
+            base = min([len(run.tokens), *run.drafted[:size]])  # before that, nothing is read again
+            unread = run.tokens[base:]
+            if any(index < run.begun + number for number, index in enumerate(run.drafted)) or base < 0:
+                raise ValueError("a module stands before its beginning")
+            if unread and not 0 <= min(unread) <= max(unread) < self._vocabulary:
+                raise ValueError(f"a token is outside the {self._vocabulary} of the vocabulary")
+            tokens = torch.tensor([*unread, *([0] * size)])
             states = list[Tensor]()
             for number in range(min(size + 1, modules)):
                 said = len(run.tokens) + number - 1 - run.drafted[number - 1] if number else 0
@@ -127,10 +147,10 @@ class Chain:
             drafted = (_long * modules)(*run.drafted)
             pointers = (_pointer * modules)(*(part.data_ptr() for part in states))
             counts = (_long * modules)(*(part.shape[1] for part in run.waiting))
-            kept += [caches, tokens, states, drafted, pointers, counts]
+            kept.append(_Held(caches, tokens, states, drafted, pointers, counts))
             struct.keys, struct.values = ctypes.addressof(caches.keys), ctypes.addressof(caches.values)
             struct.capacity, struct.begun = caches.capacity, run.begun
-            struct.tokens, struct.count = tokens.data_ptr(), len(run.tokens)
+            struct.tokens, struct.base, struct.count = tokens.data_ptr(), base, len(run.tokens)
             struct.drafted, struct.states = ctypes.addressof(drafted), ctypes.addressof(pointers)
             struct.n_waiting, struct.size, struct.place = ctypes.addressof(counts), size, run.place
             span = max(span, longest)
@@ -146,15 +166,15 @@ class Chain:
         need = self._library.draft_bytes(drafter, len(runs), most, span, widest, threads)
         work = torch.empty(need, dtype=torch.uint8)
         self._library.draft(drafter, table, structs, len(runs), most, work.data_ptr(), threads)
-        for number, (struct, run) in enumerate(zip(structs, runs, strict=True)):
-            _, tokens, states, drafted, _, _ = kept[6 * number : 6 * number + 6]
-            _take(run, struct, tokens, states, list(drafted))  # pyright: ignore[reportArgumentType]
+        for struct, run, held in zip(structs, runs, kept, strict=True):
+            _take(run, struct, held)
         return True
 
 
-def _take(run: DraftRun, struct: RunStruct, tokens: Tensor, states: list[Tensor], drafted: list[int]) -> None:
+def _take(run: DraftRun, struct: RunStruct, held: _Held) -> None:
     """Write what C has made of a text into its run."""
-    for number, part in enumerate(states):
+    drafted = list(held.drafted)
+    for number, part in enumerate(held.states):
         read = drafted[number] - run.drafted[number] if number < struct.written else 0
         said = drafted[number - 1] - run.drafted[number - 1] if 0 < number <= struct.written else 0
         known = run.waiting[number].shape[1] + said
@@ -162,7 +182,8 @@ def _take(run: DraftRun, struct: RunStruct, tokens: Tensor, states: list[Tensor]
             run.passed[number] = part[:, :read]
         if read or said:
             run.waiting[number] = part[:, read:known]
-    run.tokens, run.drafted = tokens[: struct.count].tolist(), drafted
+    first = len(run.tokens) - struct.base
+    run.added, run.drafted = held.tokens[first : first + struct.written].tolist(), drafted
 
 
 def chain(

@@ -685,7 +685,7 @@ typedef struct {
 typedef struct {
     float *const *keys, *const *values; // of each module, (G, capacity, width)
     int64_t capacity, begun;            // slots; index of the first token that module 0 reads
-    int64_t *tokens, count;             // the text, with room behind it for the drafts
+    int64_t *tokens, base, count;       // the text from index `base` on up to `count`, with room behind it for the drafts
     int64_t *drafted;                   // of each module: index of its next token
     float *const *states;     // of each module: what its predecessor says, from the token before its next one on
     const int64_t *n_waiting; // how many of those there are; the rest is room for what is said in this run
@@ -737,8 +737,8 @@ EXPORT int64_t draft_bytes(const Drafter *d, int64_t n_runs, int64_t rows, int64
         most_bytes = most(most_bytes, most(place_bytes(&d->modules[i].project, rows),
                                            decoder_bytes(&p, rows, span, threads)));
     }
-    return up(4 * (4 * rows + n_runs) * d->plan.dim + n_runs * (int64_t)(sizeof(Text) + 2 * sizeof(int64_t)), 64) +
-           most_bytes;
+    return up(4 * (4 * rows + n_runs) * d->plan.dim, 64) +
+           up(n_runs * (int64_t)(sizeof(Text) + 2 * sizeof(int64_t)), 64) + most_bytes;
 }
 
 // Let modules 0, 1, ... each write the likeliest token behind every text, until all have their drafts. A module first
@@ -747,7 +747,7 @@ EXPORT void draft(const Drafter *d, const Place *places, Run *runs, int64_t n_ru
                   int32_t threads) {
     int64_t dim = d->plan.dim;
     float *joined = work, *x = joined + 2 * rows * dim, *y = x + rows * dim, *ends = y + rows * dim;
-    Text *texts = (Text *)(ends + n_runs * dim);
+    Text *texts = (Text *)((char *)work + up((char *)(ends + n_runs * dim) - (char *)work, 64));
     int64_t *going = (int64_t *)(texts + n_runs), *chosen = going + n_runs, n_going;
     void *rest = (char *)work + up((char *)(chosen + n_runs) - (char *)work, 64);
     for (int64_t number = 0; number < d->n_modules; number++) {
@@ -759,7 +759,7 @@ EXPORT void draft(const Drafter *d, const Place *places, Run *runs, int64_t n_ru
             if (r->written < number || r->size <= number) continue;
             int64_t first = r->drafted[number], length = r->count - first;
             for (int64_t t = 0; t < length; t++, at++) {
-                embed(d, r->tokens[first + t], y);
+                embed(d, r->tokens[first + t - r->base], y);
                 rms_norm(y, m->embed_norm, dim, d->plan.eps, joined + 2 * at * dim);
                 rms_norm(r->states[number] + t * dim, m->hidden_norm, dim, d->plan.eps, joined + (2 * at + 1) * dim);
             }
@@ -789,7 +789,7 @@ EXPORT void draft(const Drafter *d, const Place *places, Run *runs, int64_t n_ru
         for (int64_t n = 0; n < n_going; n++) {
             Run *r = runs + going[n];
             const Place *place = places + r->place;
-            r->tokens[r->count++] = chosen[n];
+            r->tokens[r->count++ - r->base] = chosen[n];
             r->written++;
             if (place->last && place->last[chosen[n] - place->first]) r->size = r->written;
             r->place = place->next;

@@ -27,7 +27,6 @@ COMPILERS = ("cc", "gcc", "clang")
 # the first set that compiles is taken: some compilers lack OpenMP, some the name "native"
 FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 FIXED = ("-std=gnu11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
-MAX_WIDTH = 1024  # of a head, as native.c has room for
 MAX_TEXTS = 64  # whose caches are known at once
 MAX_INPUTS = 1 << 16  # of an int8 layer: 32-bit sums hold so many products
 FLOAT, INT8, INT4 = 32, 8, 4
@@ -83,7 +82,7 @@ _failed: dict[tuple[Path, str], str] = {}  # folder and compiler -> why: what fa
 
 
 def enable(folder: Path) -> bool:
-    """Make the kernels of ``folder`` (compiled there at need) those of every integer layer built from now on."""
+    """Make the kernels of ``folder`` (compiled there at need) those of all layers for them built from now on."""
     global _library, _status
     if os.environ.get("VIVA_NATIVE") == "0":
         _library, _status = None, "C kernels are turned off by VIVA_NATIVE=0"
@@ -93,13 +92,13 @@ def enable(folder: Path) -> bool:
 
 
 def disable() -> None:
-    """Build integer layers on torch again; layers that were built before keep their kernels."""
+    """Build layers on torch again; layers that were built before keep their kernels."""
     global _library, _status
     _library, _status = None, "the C kernels were not asked for"
 
 
 def active() -> bool:
-    """Whether new integer layers compute in C."""
+    """Whether new layers compute in C."""
     return _library is not None
 
 
@@ -221,6 +220,8 @@ class NativeLinear:
     def _product(self, struct: LinearStruct, x: Tensor) -> Tensor:
         if x.shape[-1] != struct.k:
             raise ValueError(f"the layer takes {struct.k} inputs, not {x.shape[-1]}")
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError("layers for the C kernels have no gradient; train the model before it is made ready")
         if x.device.type != "cpu":
             raise ValueError(f"these layers compute on the CPU, not on {x.device}")
         x = x.float().contiguous()
@@ -378,6 +379,6 @@ def stack(sizes: tuple[int, ...], eps: float, norms: list[tuple[Tensor, Tensor]]
         ready.append(kernels)
     gains = (norm, *(gain for pair in norms for gain in pair))
     plain = all(gain.dtype == torch.float32 and gain.shape == (dim,) and gain.is_contiguous() for gain in gains)
-    if not plain or any(gain.device.type != "cpu" for gain in gains) or width > MAX_WIDTH or width % 2:
+    if not plain or any(gain.device.type != "cpu" for gain in gains) or width % 2:
         return None
     return NativeStack(sizes, eps, norms, ready, norm, table) if ready else None

@@ -34,7 +34,7 @@ def sample(
 def penalised(logits: Tensor, recent: Sequence[int], options: SamplingOptions) -> Tensor:
     """The logits (V,) with those of recent tokens pushed down."""
     if options.repetition_penalty != 1.0 and recent:
-        ids = torch.tensor(sorted(set(recent[-options.window :])))
+        ids = torch.tensor(sorted(set(recent[-options.window :])), device=logits.device)
         values = logits[ids]
         logits = logits.index_copy(
             0, ids, torch.where(values > 0, values / options.repetition_penalty, values * options.repetition_penalty)
