@@ -201,8 +201,16 @@ def test_the_command_prints_a_transcript(folder: Path, question: Path):
     assert made.stdout.strip() == vivavoce.transcribe(question, model=str(folder)).text
 
 
+def test_an_answer_never_takes_the_place_of_its_question(folder: Path, question: Path):
+    before = question.read_bytes()
+    given = ["talk", str(question), "--model", str(folder), "-o", str(question), "--fast"]
+    made = CliRunner().invoke(make_app(), given)
+    assert "would take the place of the question" in str(made.exception) and made.stdout == ""
+    assert question.read_bytes() == before
+
+
 def test_what_it_cannot_do_is_refused(folder: Path, question: Path):
-    for wanted in ({"words": True}, {"language": "de"}, {"task": "translate"}, {"beams": 5}, {"dtype": "int8"}):
+    for wanted in ({"words": True}, {"language": "de"}, {"task": "translate"}, {"beams": 5}, {"dtype": "int2"}):
         with pytest.raises(ConfigError):
             vivavoce.transcribe(question, model=str(folder), **wanted)
     with pytest.raises(ConfigError, match="groups of 32"):
@@ -228,7 +236,7 @@ def test_load_gives_the_parts(folder: Path):
         (["--verify", "nan"], "above 0 and up to 1"),
         (["--verify", "sampled"], "give a --temperature too"),
         (["--verify", "exact", "--temperature", "0.7"], "take --verify sampled"),
-        (["--release", "early"], "say how too"),
+        (["--release", "early"], "must be verified"),
         (["--verify", "exact", "--release", "erly"], "no release is called 'erly' (did you mean 'early'?)"),
         (["--temperature", "-1"], "between 0.05 and 5"),
     ],

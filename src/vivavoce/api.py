@@ -500,12 +500,10 @@ def transcribe(
     if vita_audio_verbs.is_speech_model(chosen):
         if words or prompt or task != "transcribe" or language_code(language or "en") != "en" or beams != 1:
             raise ConfigError(f"{chosen} writes plain English text; leave words, prompt, task, language and beams out")
-        options = _Options(find_device(device), dtype, {})
-        options.computes("vita_audio")
-        options.cpu_only("speech models")
+        parts = load(str(chosen), device=device, dtype=dtype)
         set_threads(threads)
         blocks = _Heard(_blocks_of(source, sample_rate), on_progress)
-        made = vita_audio_verbs.transcribe(vita_audio_verbs.open_speech_model(str(chosen)), blocks)
+        made = vita_audio_verbs.transcribe(parts, blocks)
         if on_segment is not None:
             for segment in made.segments:
                 on_segment(segment)

@@ -97,7 +97,7 @@ def test_it_teaches(viva) -> None:
         (("vita_audio", "data.jsonl", "--set", "stepz=1"), "has no option 'stepz' (did you mean 'steps'?)"),
         (("vita_audio", "data.jsonl", "--held-out", "2"), "held_out must be a share from 0 to below 1 or a JSONL file"),
         (("vita_audio", "data.jsonl", "--resume"), "holds no run to go on with; leave --resume out"),
-        (("vita_audio", "noise.jsonl"), "data.jsonl is no sound file that can be read"),
+        (("vita_audio", "noise.jsonl"), "noise.jsonl, line 1, audios[0]: data.jsonl is no sound file that can be read"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(

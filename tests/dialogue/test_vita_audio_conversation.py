@@ -290,9 +290,11 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     conversation.listen(QUESTIONS[1][:8_000])
     conversation.save(file)
     whole = file.read_bytes()
-    for damaged in (b"", b"nonsense", whole[:1000], whole[:-100]):
+    one_bit = bytearray(whole)
+    one_bit[-200] ^= 1
+    for damaged in (b"", b"nonsense", whole[:1000], whole[:-100], bytes(one_bit)):
         bad.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="holds no conversation"):
+        with pytest.raises(CheckpointError, match="no conversation"):
             VITAAudioConversation.restore(parts(), bad)
     with pytest.raises(CheckpointError, match="holds no conversation"):
         VITAAudioConversation.restore(parts(), tmp_path / "nowhere")
@@ -413,3 +415,12 @@ def test_faults_are_told_in_one_sentence(tmp_path: Path) -> None:
         conversation.answer()
     with pytest.raises(ConfigError, match="one of vanilla, balance, boost, turbo"):
         VITAAudioConversation(parts(), mode="rocket")
+    with pytest.raises(ConfigError, match="1 token or more"):
+        VITAAudioConversation(parts(), longest=0)
+    for wave in (torch.full((400,), float("nan")), torch.zeros(1, 400), [0.0]):
+        with pytest.raises(AudioError, match="finite numbers"):
+            conversation.listen(wave)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(CheckpointError, match="a folder that is there"):
+        conversation.save(tmp_path / "nowhere" / "x")
+    with pytest.raises(CheckpointError, match="a folder that is there"):
+        conversation.save(str(tmp_path))

@@ -336,7 +336,7 @@ def test_pieces_of_text_make_the_answer_with_nothing_loose_at_its_ends(said: str
 def test_ways_of_release_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="did you mean 'early'"):
         VITAAudioSession(parts(), verify=Exact(), release="erly")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="say how too"):
+    with pytest.raises(ConfigError, match="must be verified"):
         VITAAudioSession(parts(), release="early")
     with pytest.raises(ConfigError, match="leave sampling out"):
         VITAAudioSession(parts(), verify=Exact(), sampling=SamplingOptions())

@@ -130,6 +130,8 @@ def talk(
     code = language_code(language)
     set_threads(threads)
     source = None if mic else str(question_file()) if file is None else file
+    if source not in (None, "-") and Path(output).absolute() == Path(str(source)).absolute():
+        raise ConfigError(f"the answer would take the place of the question {source}; name another file with -o")
     if source not in (None, "-"):
         io.info(str(source))  # a bad file is told before models are loaded
     named = [option for name, option in PARTS.items() if _on_the_line(context, name)]
@@ -144,7 +146,7 @@ def talk(
         from vivavoce.vita_audio_verbs import Manner, refuse_parts
 
         refuse_parts(named, foreign)
-        manner = Manner(mode or "boost", verify, release or "verified", temperature or 0.0, seed)
+        manner = Manner("boost" if mode is None else mode, verify, release or "verified", temperature or 0.0, seed)
         _talk_directly(model, manner, source, output, play or mic, endpoint, not fast, as_json)
         return
     for option, value in (("mode", mode), ("verify", verify), ("release", release), ("temperature", temperature)):

@@ -36,7 +36,9 @@ def transcribe(
     beams: Annotated[int, typer.Option("--beams", help="Search width; 5 is slower and a little better.")] = 1,
     vad: Annotated[bool, typer.Option("--vad/--no-vad", help="Skip what is no speech.")] = True,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Names and words to expect.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="int8 (default on a CPU) or float32.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="int8 (default on a CPU) or float32; int4 for nano-talk.")
+    ] = None,
     as_json: AsJson = False,
     threads: Threads = None,
     device: Device = None,

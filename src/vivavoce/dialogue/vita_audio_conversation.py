@@ -13,6 +13,7 @@ there on, as they do where a record of several turns is learned.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +100,8 @@ class VITAAudioConversation:
         clock: Callable[[], float] = perf_counter,
     ):  # fmt: skip
         mode_named(mode)
+        if longest is not None and longest < 1:
+            raise ConfigError(f"an answer has 1 token or more, not {longest}; leave longest out for as many as fit")
         self.parts, self.settings = parts, Settings(mode=mode, longest=longest, sampling=sampling)
         self.generator, self.clock = generator, clock
         self.sample_rate = parts.sample_rate
@@ -122,10 +125,14 @@ class VITAAudioConversation:
     def listen(self, wave: Tensor) -> Reply:
         """(S,) at 16 kHz of the user's question, any length: whole blocks are read at once."""
         self._refuse_while_speaking()
+        if not isinstance(wave, Tensor) or wave.dim() != 1 or not bool(torch.isfinite(wave).all()):
+            raise AudioError(
+                "a question is heard as a tensor (S,) of finite numbers; read sound with audio.io.read_blocks"
+            )
         if not self.listening:
             self._next_turn()
         assert self.turn is not None
-        return self.turn.step(wave)
+        return self.turn.step(wave.float())
 
     def answer(self) -> Iterator[Reply]:
         """The question is over: text and sound of the answer as they come."""
@@ -249,13 +256,14 @@ class VITAAudioConversation:
         return other
 
     @torch.inference_mode()
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """All that the conversation is, as one safetensors file, replaced in one move.
 
         ConfigError while an answer is being given, CheckpointError where the file cannot be written; one that was there
         before stays then.
         """
         self._refuse_while_speaking()
+        path = Path(path)
         tensors = {f"text.{name}": tensor for name, tensor in self.text.to_tensors().items()}
         tensors["probe"] = probe(self.parts.model)
         if self.generator is not None:
@@ -268,8 +276,11 @@ class VITAAudioConversation:
             "played": self._played, "turn": None if self.turn is None else self.turn.heard,
             "listening": self.listening, "parts": _description(self.parts),
         }  # fmt: skip
-        part = path.with_name(f"{path.name}.part")
         kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        about["digest"] = _digest(kept)
+        if path.is_dir() or not path.parent.is_dir():
+            raise CheckpointError(f"{path} cannot be written; name a file in a folder that is there")
+        part = path.with_name(f"{path.name}.part")
         try:
             save_file(kept, part, {"conversation": json.dumps(about)})
             with part.open("rb+") as file:
@@ -281,7 +292,7 @@ class VITAAudioConversation:
 
     @classmethod
     def restore(
-        cls, parts: VITAAudioParts, path: Path, *, clock: Callable[[], float] = perf_counter
+        cls, parts: VITAAudioParts, path: str | Path, *, clock: Callable[[], float] = perf_counter
     ) -> VITAAudioConversation:
         """The conversation that :meth:`save` wrote, with the model that it was held with.
 
@@ -291,6 +302,8 @@ class VITAAudioConversation:
         try:
             if about["form"] != FORM:
                 raise ValueError("it was written by another version")
+            if about["digest"] != _digest(tensors):
+                raise ValueError("its content is not what was written")
             if about["parts"] != _description(parts):
                 raise CheckpointError(f"{path} is from a conversation with another model; open that one")
             return cls._restored(parts, about, tensors, clock)
@@ -368,7 +381,16 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names and contents: tells a damaged file, in which numbers may still be numbers."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()
+
+
+def _read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["conversation"])

@@ -393,7 +393,9 @@ def check_release(word: str, verified: bool) -> Release:
     if word != "early":
         raise ConfigError(f"no release is called {word!r}{nearest(word, RELEASES)}; use one of {', '.join(RELEASES)}")
     if not verified:
-        raise ConfigError("release early is for drafts that are verified later; say how too:  --verify exact")
+        raise ConfigError(
+            "release early takes back what does not stand, so drafts must be verified; say how: --verify exact"
+        )
     return "early"
 
 

@@ -327,7 +327,14 @@ def open(
     cache = CodeCache(
         Path(options.codes).expanduser() if options.codes else data.parent / "viva-codes", parts.tokenizer
     )
-    cache.fill(share.take([path for record in (*found, *judged) for path in record.audios]), report)
+    other = Path(options.held_out).expanduser()
+    judging = other if other.is_file() else data
+    named = {
+        path: f"{file}, line {record.line}, audios[{number}]"
+        for file, records in ((judging, judged), (data, found)) for record in records
+        for number, path in enumerate(record.audios)
+    }  # fmt: skip
+    cache.fill(share.take(list(named)), report, named)
     share.wait()
     train, held_out = (documents(part, parts, cache, options.prompts) for part in (found, judged))
     if not train:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 
 from vivavoce.audio import io as audio
 from vivavoce.codecs.glm4_tokenizer import SAMPLE_RATE, GLM4Tokenizer
-from vivavoce.errors import ConfigError
+from vivavoce.errors import AudioError, ConfigError
 from vivavoce.train.codes import Report, fingerprint
 
 LONGEST = 600.0  # seconds of one file
@@ -39,11 +39,17 @@ class CodeCache:
             self._known[path] = self._find(path)
         return self._known[path]
 
-    def fill(self, paths: Iterable[Path], report: Report | None = None) -> None:
-        """Make what is not there yet."""
-        wanted = list(dict.fromkeys(paths))
+    def fill(
+        self, paths: Iterable[Path], report: Report | None = None, named: Mapping[Path, str] | None = None
+    ) -> None:
+        """Make what is not there yet. ``named``: where each file is named, for what is said of one that is no sound."""
+        wanted, known = list(dict.fromkeys(paths)), named or {}
         for number, path in enumerate(wanted):
-            self.of(path)
+            try:
+                self.of(path)
+            except (AudioError, ConfigError) as error:
+                place = f"{known[path]}: " if path in known else ""
+                raise type(error)(f"{place}{error}") from error
             if report is not None:
                 report("codes", number + 1, len(wanted))
 
